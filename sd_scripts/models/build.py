@@ -1,0 +1,123 @@
+"""Modules from a configuration and a state dictionary, without ever filling them with random numbers first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sd_scripts.models.assets import model_config
+from sd_scripts.schema.errors import UserError
+
+
+@dataclass
+class LoadedModel:
+    """The parts of a Stable Diffusion 1.x or 2.x model.
+
+    Attributes:
+        unet: takes latents [B, 4, h, w], timesteps [B] and text [B, T, C].
+        text_encoder: CLIP's text tower, 12 layers (sd1) or 23 (sd2).
+        vae: pictures [B, 3, 8h, 8w] in -1..1 <-> latents [B, 4, h, w].
+        tokenizer: CLIP's, padded as the version wants it.
+        version: "sd1" or "sd2".
+        prediction_type: "epsilon" or "v_prediction".
+        from_single_file: read from an original single file, not from a diffusers folder.
+        source: what was asked for, for messages and metadata.
+    """
+
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    tokenizer: CLIPTokenizer
+    version: str
+    prediction_type: str
+    from_single_file: bool = False
+    source: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def without_marks(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A diffusers config without its `_class_name`, `_diffusers_version`, `_name_or_path` entries."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def make_unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
+    """A U-Net of `config` on the current default device (the meta device allocates nothing)."""
+    return UNet2DConditionModel.from_config(without_marks(config))
+
+
+def make_vae(config: Mapping[str, Any]) -> AutoencoderKL:
+    """A VAE of `config` on the current default device."""
+    return AutoencoderKL.from_config(without_marks(config))
+
+
+def make_text_encoder(config: Mapping[str, Any]) -> CLIPTextModel:
+    """A CLIP text tower of `config` on the current default device."""
+    known = {key: value for key, value in config.items() if key not in ("architectures", "torch_dtype", "dtype")}
+    return CLIPTextModel(CLIPTextConfig(**without_marks(known)))
+
+
+def text_core(text_encoder: nn.Module) -> nn.Module:
+    """The module that holds `embeddings`, `encoder` and `final_layer_norm`; older transformers keep it one level down."""
+    return text_encoder.text_model if hasattr(text_encoder, "text_model") else text_encoder
+
+
+def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str, source: str, dtype: torch.dtype) -> None:
+    """Give a module made on the meta device its weights, cast to `dtype`; no second copy where the dtype fits.
+
+    Args:
+        module: made under `torch.device("meta")`.
+        weights: by the module's own names.
+        what: "U-Net", "text encoder" or "VAE", for the message.
+        source: the file or folder, for the message.
+        dtype: of floating point weights.
+
+    Raises:
+        UserError: a weight is missing, one too many, or has another shape. Nothing is ever left random.
+    """
+    wanted = module.state_dict()
+    missing = [key for key in wanted if key not in weights]
+    extra = [key for key in weights if key not in wanted]
+    wrong = [key for key in wanted if key in weights and wanted[key].shape != weights[key].shape]
+    for names, problem in ((missing, "lacks"), (extra, "has unknown"), (wrong, "has other shapes for")):
+        if names:
+            raise UserError(
+                f"The {what} in {source} {problem} {len(names)} of {len(wanted)} weights (first: {names[0]}).",
+                key="pretrained_model_name_or_path" if what != "VAE" else None,
+                hint="The file is damaged, or it is not a Stable Diffusion 1.x or 2.x model.",
+            )
+    module.load_state_dict({key: _cast(value, dtype) for key, value in weights.items()}, strict=True, assign=True)
+    _fill_buffers(module)
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+def _fill_buffers(module: nn.Module) -> None:
+    """Recreate the counting buffers that no file carries (CLIP's position numbers)."""
+    for owner in module.modules():
+        for name, buffer in list(owner.named_buffers(recurse=False)):
+            if not buffer.is_meta:
+                continue
+            if name != "position_ids":
+                raise RuntimeError(f"buffer {name} of {type(owner).__name__} has no value")
+            owner.register_buffer(name, torch.arange(buffer.shape[-1]).expand(tuple(buffer.shape)), persistent=False)
+
+
+def filled(make: Any, config: Mapping[str, Any], weights: Mapping[str, Tensor], what: str, source: str, dtype: torch.dtype) -> Any:
+    """`make(config)` on the meta device, filled with `weights`, in evaluation mode. Raises UserError as `fill`."""
+    with torch.device("meta"):
+        module = make(config)
+    fill(module, weights, what, source, dtype)
+    return module.eval()
+
+
+def scheduler_config(version: str, prediction_type: str) -> dict[str, Any]:
+    """The noise schedule's config file for a folder of `version` with the given prediction type."""
+    return model_config(version)["scheduler"] | {"prediction_type": prediction_type}

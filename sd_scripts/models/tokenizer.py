@@ -1,0 +1,75 @@
+"""CLIP's tokenizer built from the shipped merges, so that no hub and no cache folder is ever needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import CLIPTokenizer
+
+from sd_scripts.models.assets import clip_merges, model_config
+from sd_scripts.schema.errors import UserError
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+MODEL_LENGTH = 77
+# Folder names under --tokenizer_cache_dir as sd-scripts writes them.
+CACHE_NAMES = {"sd1": "openai_clip-vit-large-patch14", "sd2": "stabilityai_stable-diffusion-2"}
+
+
+def byte_symbols() -> list[str]:
+    """The 256 printable symbols that stand for the bytes, in the order in which CLIP's vocabulary lists them."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in set(shown)]
+    return [chr(byte) for byte in shown] + [chr(256 + index) for index in range(len(hidden))]
+
+
+def clip_vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
+    """Token -> id: the byte symbols, the same ending a word, one token a merge, and the two marks (49,408 in all)."""
+    symbols = byte_symbols()
+    tokens = symbols + [symbol + "</w>" for symbol in symbols] + [left + right for left, right in merges] + [BOS, EOS]
+    return {token: index for index, token in enumerate(tokens)}
+
+
+def build_tokenizer(version: str) -> CLIPTokenizer:
+    """CLIP's tokenizer as Stable Diffusion `version` ("sd1", "sd2") pads it: with the end mark, or with "!" (id 0)."""
+    merges = clip_merges()
+    pad = model_config(version)["tokenizer"]["pad_token"]
+    return CLIPTokenizer(
+        vocab=clip_vocabulary(merges),
+        merges=merges,
+        unk_token=EOS,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=pad,
+        model_max_length=MODEL_LENGTH,
+    )
+
+
+def load_tokenizer(version: str, cache_dir: str | None = None) -> CLIPTokenizer:
+    """The tokenizer of `version`; with `cache_dir` (--tokenizer_cache_dir) read from there, or written there once.
+
+    Raises:
+        UserError: the cached folder exists but holds no tokenizer of 49,408 tokens or more.
+    """
+    if not cache_dir:
+        return build_tokenizer(version)
+    folder = Path(cache_dir) / CACHE_NAMES[version]
+    if not folder.is_dir():
+        tokenizer = build_tokenizer(version)
+        tokenizer.save_pretrained(str(folder))
+        return tokenizer
+    tokenizer = None
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, OverflowError) as error:
+        raise _broken_cache(folder, str(error)) from error
+    if len(tokenizer) < 49408:
+        raise _broken_cache(folder, f"it knows only {len(tokenizer)} tokens")
+    return tokenizer
+
+
+def _broken_cache(folder: Path, detail: str) -> UserError:
+    return UserError(
+        f"The tokenizer kept in {folder} cannot be used: {detail}.",
+        key="tokenizer_cache_dir",
+        hint="Delete that folder (it is made again) or leave the option empty.",
+    )

@@ -1,0 +1,325 @@
+"""LoRA on linear layers (LierLa) and, with a conv rank, on 3x3 convolutions (C3Lier), in kohya's protocol.
+
+Names come from walking `named_modules()` of what is handed over and targets are found by class name, so the
+caller passes models under kohya's names. Files hold `<name>.alpha`, `<name>.lora_down.weight` and
+`<name>.lora_up.weight`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sd_scripts.networks.base import read_weights, write_weights
+from sd_scripts.networks.hashes import with_hashes
+from sd_scripts.networks.lora_arguments import DEFAULT_ALPHA, LoRADrops, LoRARates, LoRASizes, read_arguments
+from sd_scripts.networks.lora_module import LoRAModule
+from sd_scripts.networks.lora_optimizer import Groups, limit_norms, optimizer_groups, text_encoder_parts, unet_parts
+from sd_scripts.schema.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+UNET_TARGETS = ("Transformer2DModel",)
+UNET_CONV_TARGETS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
+TEXT_ENCODER_TARGETS = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
+UNET_PREFIX = "lora_unet"
+TEXT_ENCODER_PREFIX = "lora_te"
+
+
+def is_sdxl(unet: nn.Module | None) -> bool:
+    """Whether a U-Net carries SDXL's block names."""
+    return unet is not None and any(name == "input_blocks" for name, _ in unet.named_children())
+
+
+def target_layers(root: nn.Module, prefix: str, targets: Iterable[str]) -> Iterator[tuple[str, nn.Module]]:
+    """(LoRA name, layer) for every linear or 2-D convolution inside modules of the target classes."""
+    for name, module in root.named_modules():
+        if type(module).__name__ not in targets:
+            continue
+        for child_name, child in module.named_modules():
+            if isinstance(child, (nn.Linear, nn.Conv2d)):
+                yield ".".join(part for part in (prefix, name, child_name) if part).replace(".", "_"), child
+
+
+class LoRANetwork(nn.Module):
+    """All LoRA modules of one model.
+
+    Attributes: `text_encoder_loras`, `unet_loras` (modules in creation order), `multiplier`.
+    """
+
+    def __init__(
+        self,
+        text_encoder: nn.Module | Sequence[nn.Module] | None,
+        unet: nn.Module | None,
+        multiplier: float = 1.0,
+        sizes: LoRASizes | None = None,
+        drops: LoRADrops | None = None,
+        rates: LoRARates | None = None,
+    ) -> None:
+        super().__init__()
+        self.rates = rates or LoRARates()
+        self.multiplier: float | Tensor = multiplier
+        self.sizes = sizes or LoRASizes()
+        self.drops = drops or LoRADrops()
+        self.text_encoder_loras: list[LoRAModule] = []
+        for prefix, encoder in named_encoders(text_encoder):
+            self.text_encoder_loras += self._make(encoder, prefix, TEXT_ENCODER_TARGETS, False)
+        self.unet_loras: list[LoRAModule] = []
+        if unet is not None:
+            targets = UNET_TARGETS + (UNET_CONV_TARGETS if self.sizes.with_convolutions else ())
+            self.unet_loras = self._make(unet, UNET_PREFIX, targets, True)
+        names = [lora.lora_name for lora in self.loras]
+        if len(names) != len(set(names)):
+            raise ValueError("two layers of the model lead to the same LoRA name")
+
+    def _make(self, root: nn.Module, prefix: str, targets: Iterable[str], in_unet: bool) -> list[LoRAModule]:
+        made: list[LoRAModule] = []
+        drops = self.drops
+        for name, layer in target_layers(root, prefix, tuple(targets)):
+            size = self.sizes.of(name, layer, in_unet)
+            if size is None or size[0] == 0:
+                continue
+            lora = LoRAModule(name, layer, 1.0, *size, drops.dropout, drops.rank_dropout, drops.module_dropout)
+            lora.multiplier = self.multiplier
+            made.append(lora)
+        return made
+
+    @property
+    def loras(self) -> list[LoRAModule]:
+        """All modules, text encoders first."""
+        return self.text_encoder_loras + self.unet_loras
+
+    def apply_to(
+        self,
+        text_encoder: object = None,
+        unet: object = None,
+        apply_text_encoder: bool = True,
+        apply_unet: bool = True,
+    ) -> None:
+        """Put the wanted modules into the model; only they are trained and saved afterwards."""
+        if not apply_text_encoder:
+            self.text_encoder_loras = []
+        if not apply_unet:
+            self.unet_loras = []
+        for lora in self.loras:
+            lora.apply_to()
+            self.add_module(lora.lora_name, lora)
+
+    def remove(self) -> None:
+        """Take all modules out of the model again."""
+        for lora in self.loras:
+            lora.detach_from()
+
+    def set_multiplier(self, multiplier: float | Tensor) -> None:
+        """Strength of the whole network, or of each sample when a tensor [B] is given."""
+        self.multiplier = multiplier
+        for lora in self.loras:
+            lora.multiplier = multiplier
+
+    def load_weights(self, file: str | Path) -> str:
+        """Load a file into the applied modules; returns a sentence about what fitted.
+
+        Raises UserError when ranks differ or nothing fits.
+        """
+        weights = read_weights(file)
+        own = self.state_dict()
+        matching = own.keys() & weights.keys()
+        if not matching:
+            raise UserError(
+                f"'{file}' holds no weight that fits this network.",
+                "network_weights",
+                hint="Is it a LoRA of another model family, or made by another network module?",
+            )
+        for key in matching:
+            if key.endswith("lora_down.weight") and weights[key].shape[0] != own[key].shape[0]:
+                raise UserError(
+                    f"'{file}' has rank {weights[key].shape[0]} at {key}, this network has {own[key].shape[0]}.",
+                    "network_weights",
+                    hint="Set network_dim (and conv_dim) to the file's ranks, or use dim_from_weights.",
+                )
+        missing, unexpected = self.load_state_dict(weights, strict=False)
+        missing = [key for key in missing if not key.endswith(".alpha")]
+        if missing or unexpected:
+            logger.warning(
+                "%s: %d tensors of the network are not in the file (they start untrained), "
+                "%d tensors of the file have no place in the network.",
+                file,
+                len(missing),
+                len(unexpected),
+            )
+        return f"{len(matching)} of {len(own)} tensors loaded"
+
+    def save_weights(self, file: str | Path, dtype: torch.dtype | None, metadata: Mapping[str, str] | None) -> None:
+        """Write the network, complete or not at all; safetensors files also get both hashes."""
+        write_weights(file, self.state_dict(), dtype, metadata, finish=with_hashes)
+
+    def prepare_optimizer_params(
+        self,
+        text_encoder_lr: float | Sequence[float] | None,
+        unet_lr: float | None,
+        default_lr: float | None = None,
+    ) -> Groups:
+        """(groups, names) for the optimizer; a rate of None falls back to `default_lr`, 0 freezes that part."""
+        self.requires_grad_(True)
+        groups: list[dict[str, Any]] = []
+        names: list[str] = []
+        for parts, ratio in (
+            (text_encoder_parts(self.text_encoder_loras, text_encoder_lr, default_lr), self.rates.text_encoder_ratio),
+            (
+                unet_parts(self.unet_loras, default_lr if unet_lr is None else unet_lr, self.rates),
+                self.rates.unet_ratio,
+            ),
+        ):
+            part_groups, part_names = optimizer_groups(parts, ratio)
+            groups += part_groups
+            names += part_names
+        trained = {id(parameter) for group in groups for parameter in group["params"]}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+        return groups, names
+
+    def prepare_optimizer_params_with_multiple_te_lrs(
+        self, text_encoder_lr: Sequence[float] | None, unet_lr: float | None, default_lr: float | None = None
+    ) -> Groups:
+        """As `prepare_optimizer_params`, with one rate for each text encoder."""
+        return self.prepare_optimizer_params(text_encoder_lr, unet_lr, default_lr)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Nothing to do: the model's own checkpointing computes the detours again, too."""
+
+    def prepare_grad_etc(self, text_encoder: object = None, unet: object = None) -> None:
+        """Part of kohya's protocol; what trains was settled by `prepare_optimizer_params`."""
+
+    def on_epoch_start(self, text_encoder: object = None, unet: object = None) -> None:
+        """Dropouts on."""
+        self.train()
+
+    def get_trainable_params(self) -> list[nn.Parameter]:
+        """The parameters that a step changes."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def apply_max_norm_regularization(
+        self, max_norm_value: float, device: torch.device | str | None = None
+    ) -> tuple[int, float, float]:
+        """Limit every module's norm; (modules scaled, mean norm, greatest norm)."""
+        return limit_norms(self.loras, max_norm_value)
+
+    def is_mergeable(self) -> bool:
+        """LoRA can be added into the model's own weights."""
+        return True
+
+    def merge_to(
+        self,
+        text_encoder: object,
+        unet: object,
+        weights_sd: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Add the weights for good to the layers they are for, times the network's multiplier."""
+        for lora in self.loras:
+            prefix = lora.lora_name + "."
+            own = {key: weights_sd[prefix + key] for key in LORA_TENSORS if prefix + key in weights_sd}
+            if own:
+                lora.merge_to(own, dtype, device)
+
+    @torch.no_grad()
+    def backup_weights(self) -> None:
+        """Remember the layers' weights on the CPU, once, for `restore_weights`."""
+        for lora in self.loras:
+            lora.backup()
+
+    @torch.no_grad()
+    def restore_weights(self) -> None:
+        """Put the remembered weights back."""
+        for lora in self.loras:
+            lora.restore()
+
+    @torch.no_grad()
+    def pre_calculation(self) -> None:
+        """Add the network's present weights to the layers (the opposite of `restore_weights`)."""
+        for lora in self.loras:
+            lora.merge_to(dict(lora.state_dict()))
+
+
+LORA_TENSORS = ("lora_down.weight", "lora_up.weight", "alpha")
+
+
+def named_encoders(
+    text_encoder: nn.Module | Sequence[nn.Module] | None,
+) -> list[tuple[str, nn.Module]]:
+    """(prefix, encoder): a bare encoder is `lora_te`, those of a list are `lora_te1`, `lora_te2`."""
+    if text_encoder is None:
+        return []
+    if isinstance(text_encoder, nn.Module):
+        return [(TEXT_ENCODER_PREFIX, text_encoder)]
+    return [
+        (f"{TEXT_ENCODER_PREFIX}{number}", encoder)
+        for number, encoder in enumerate(text_encoder, 1)
+        if encoder is not None
+    ]
+
+
+def create_network(
+    multiplier: float,
+    network_dim: int | None,
+    network_alpha: float | None,
+    vae: object,
+    text_encoder: nn.Module | Sequence[nn.Module] | None,
+    unet: nn.Module | None,
+    neuron_dropout: float | None = None,
+    **kwargs: Any,
+) -> LoRANetwork:
+    """A new network; `kwargs` are the network_args as texts. Raises UserError for a bad argument."""
+    sdxl = is_sdxl(unet)
+    arguments = read_arguments(kwargs, network_dim, network_alpha, neuron_dropout, sdxl)
+    return LoRANetwork(text_encoder, unet, multiplier, arguments.sizes, arguments.drops, arguments.rates)
+
+
+def sizes_in(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, float]]:
+    """(rank, alpha) of every module in a file; where there is no alpha, it is the rank."""
+    dims: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    for key, value in weights.items():
+        name, dot, tensor = key.partition(".")
+        if not dot:
+            continue
+        if tensor == "alpha":
+            alphas[name] = float(value)
+        elif tensor == "lora_down.weight":
+            dims[name] = value.shape[0]
+    return {name: (dim, alphas.get(name, float(dim))) for name, dim in dims.items()}
+
+
+def create_network_from_weights(
+    multiplier: float,
+    file: str | Path | None,
+    vae: object,
+    text_encoder: nn.Module | Sequence[nn.Module] | None,
+    unet: nn.Module | None,
+    weights_sd: dict[str, Tensor] | None = None,
+    for_inference: bool = False,
+    **kwargs: Any,
+) -> tuple[LoRANetwork, dict[str, Tensor]]:
+    """A network with the ranks and alphas of a file, not yet filled with its weights; and the weights.
+
+    Training arguments among `kwargs` (dropouts, LoRA+, block weights) keep their effect.
+    """
+    if weights_sd is None:
+        if file is None:
+            raise ValueError("either a file or its weights are needed")
+        weights_sd = read_weights(file)
+    sizes = sizes_in(weights_sd)
+    if not sizes:
+        raise UserError(f"'{file}' holds no LoRA of this kind (no lora_down.weight).", "network_weights")
+    sdxl = is_sdxl(unet)
+    neuron_dropout = kwargs.pop("neuron_dropout", None)
+    read = read_arguments(kwargs, None, DEFAULT_ALPHA, neuron_dropout, sdxl)
+    drops = LoRADrops() if for_inference else read.drops
+    network = LoRANetwork(text_encoder, unet, multiplier, LoRASizes(by_name=sizes, sdxl=sdxl), drops, read.rates)
+    return network, weights_sd

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ class ParameterGroup:
     """Parameters that are trained at one learning rate.
 
     `name` is shown to people (`unet`, `textencoder`, `unet_block4 plus`); `lr` None means the
-    optimizer's own default rate.
+    optimizer's own default rate. `extra` holds further optimizer settings that a plugin asked for.
     """
 
     name: str
     params: list[nn.Parameter]
     lr: float | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def make_text_encoder(config: Mapping[str, Any]) -> CLIPTextModel:
 
 
 def text_core(text_encoder: nn.Module) -> nn.Module:
-    """The module that holds `embeddings`, `encoder` and `final_layer_norm`; older transformers keep it one level down."""
+    """The module with `embeddings`, `encoder` and `final_layer_norm`; older transformers keep it a level down."""
     return text_encoder.text_model if hasattr(text_encoder, "text_model") else text_encoder
 
 
@@ -110,7 +110,9 @@ def _fill_buffers(module: nn.Module) -> None:
             owner.register_buffer(name, torch.arange(buffer.shape[-1]).expand(tuple(buffer.shape)), persistent=False)
 
 
-def filled(make: Any, config: Mapping[str, Any], weights: Mapping[str, Tensor], what: str, source: str, dtype: torch.dtype) -> Any:
+def filled(
+    make: Any, config: Mapping[str, Any], weights: Mapping[str, Tensor], what: str, source: str, dtype: torch.dtype
+) -> Any:
     """`make(config)` on the meta device, filled with `weights`, in evaluation mode. Raises UserError as `fill`."""
     with torch.device("meta"):
         module = make(config)

@@ -1,0 +1,121 @@
+"""What a model family is: the protocol between the training loop and a kind of diffusion model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from sd_scripts.sampling.prompts import SamplePrompt
+    from sd_scripts.schema.loss import LossOptions
+    from sd_scripts.schema.model import ModelOptions
+    from sd_scripts.schema.training import TrainingOptions
+    from sd_scripts.training.noise import Schedule
+
+
+@dataclass
+class Model:
+    """A loaded base model.
+
+    Attributes:
+        unet: the denoiser.
+        text_encoders: one for sd, two for sdxl.
+        tokenizers: one for each text encoder.
+        vae: pictures <-> latents.
+        version: "sd1", "sd2", ...
+        prediction_type: "epsilon" or "v_prediction".
+        source: file, folder or hub id it came from.
+        extras: facts only the family itself uses.
+    """
+
+    unet: nn.Module
+    text_encoders: list[nn.Module]
+    tokenizers: list[Any]
+    vae: nn.Module
+    version: str
+    prediction_type: str
+    source: str = ""
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Conditioning:
+    """Encoded captions.
+
+    Attributes:
+        hidden: [B, T, C]; T is 77 for one chunk of 75 tokens, 152 for two, 227 for three.
+        pooled: [B, P], or None for families without it.
+    """
+
+    hidden: Tensor
+    pooled: Tensor | None = None
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:
+        """The same on another device or in another type."""
+        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
+        return Conditioning(self.hidden.to(device, dtype), pooled)
+
+
+@dataclass
+class Views:
+    """The model under kohya's names, for network plugins; the leaves are the model's own layers."""
+
+    unet: nn.Module
+    text_encoders: list[nn.Module]
+
+
+class Family(Protocol):
+    """What the loop asks of a kind of model."""
+
+    name: str
+    latent_scale: float
+
+    def load(self, options: ModelOptions, dtype: torch.dtype, device: torch.device | str) -> Model:
+        """Read the model named by the options. Raises UserError."""
+        ...
+
+    def apply_memory_options(self, model: Model, options: TrainingOptions) -> None:
+        """Choose attention, fp8 storage and memory layout; called once, before any network is attached."""
+        ...
+
+    def encode_images(self, model: Model, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] in -1..1 -> unscaled latents [B, 4, H/8, W/8]."""
+        ...
+
+    def encode_captions(self, model: Model, captions: list[str], *, options: ModelOptions) -> Conditioning:
+        """Captions -> text-encoder output, with gradients where the encoders train."""
+        ...
+
+    def predict(self, model: Model, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The denoiser's output for noisy scaled latents [B, 4, h, w] at `timesteps` [B]."""
+        ...
+
+    def views(self, model: Model) -> Views:
+        """The model under kohya's names."""
+        ...
+
+    def noise_schedule(self, options: LossOptions) -> Schedule:
+        """How much noise each timestep adds."""
+        ...
+
+    def sample(
+        self,
+        model: Model,
+        prompt: SamplePrompt,
+        *,
+        sampler: str,
+        options: ModelOptions,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> Image:
+        """Make the picture of a prompt."""
+        ...
+
+    def kind(self, model: Model) -> dict[str, bool]:
+        """Facts for metadata: v2, v_param, is_sdxl."""
+        ...

@@ -1,0 +1,108 @@
+"""The parts of a diffusers folder, and hub ids as folders."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from sd_scripts.models import convert
+from sd_scripts.models.original import KEY, Part, check_channels
+from sd_scripts.models.weights import read_part
+from sd_scripts.schema.errors import UserError
+
+UNET_STEMS = ("diffusion_pytorch_model",)
+TEXT_STEMS = ("model", "pytorch_model")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PARTS = ("unet", "vae", "text_encoder")
+
+
+def read_config(folder: Path, name: str = "config.json", key: str | None = KEY) -> dict[str, Any]:
+    """A JSON config of a model folder. Raises UserError when it is missing or damaged."""
+    try:
+        value = json.loads((folder / name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"The model folder is incomplete: {folder / name} is missing.", key=key) from error
+    except ValueError as error:
+        raise UserError(f"{folder / name} is damaged: {error}.", key=key) from error
+    return value
+
+
+def unet_part(folder: Path) -> Part:
+    """The U-Net of a diffusers folder. Raises UserError."""
+    config = read_config(folder / "unet")
+    check_channels(config.get("in_channels", 4), str(folder))
+    return Part(config, read_part(folder / "unet", UNET_STEMS))
+
+
+def text_part(folder: Path) -> Part:
+    """The text encoder of a diffusers folder, whichever transformers version wrote it. Raises UserError."""
+    config = read_config(folder / "text_encoder")
+    # A config of a whole CLIP model keeps the text half one level down.
+    config = {**config, **config.get("text_config", {})}
+    config = {name: value for name, value in config.items() if name not in ("text_config", "vision_config")}
+    weights = read_part(folder / "text_encoder", TEXT_STEMS)
+    plain = {name: value for name, value in weights.items() if not name.startswith(("vision_model.", "visual_"))}
+    return Part(config, convert.text_from_clip(plain))
+
+
+def vae_part(folder: Path, key: str | None = KEY) -> Part:
+    """The VAE of a VAE folder, or of a pipeline folder that has one under `vae`. Raises UserError."""
+    inner = folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
+    config = read_config(inner, key=key)
+    return Part(config, convert.vae_from_old_diffusers(read_part(inner, UNET_STEMS, key)))
+
+
+def prediction_type(folder: Path) -> str:
+    """What the folder's scheduler says the U-Net predicts: "epsilon" (also when it says nothing) or "v_prediction"."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        return "epsilon"
+    return str(read_config(path.parent, path.name).get("prediction_type", "epsilon"))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` looks like `owner/model` and not like a path."""
+    return bool(_HUB_ID.fullmatch(name)) and not name.endswith((".safetensors", ".ckpt", ".pt", ".bin"))
+
+
+def hub_folder(name: str, parts: tuple[str, ...] = _PARTS, key: str | None = KEY) -> Path:
+    """The local copy of a hub model's configs and weights, downloaded when it is not in the cache yet.
+
+    Half-precision variants and files for other programs stay on the hub where full safetensors files exist.
+
+    Raises:
+        UserError: the machine is offline and the model not cached, or the hub does not have it or refuses it.
+    """
+    configs = ["model_index.json", "config.json", "scheduler/*.json", *(f"{part}/*.json" for part in parts)]
+    stems = [f"{part}/*.safetensors" for part in parts] + ["diffusion_pytorch_model.safetensors"]
+    variants = ["*.fp16.*", "*.bf16.*", "*non_ema*"]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*configs, *stems], ignore_patterns=variants))
+        if not _has_weights(folder, ".safetensors"):
+            older = [pattern.replace("safetensors", "bin") for pattern in stems]
+            snapshot_download(name, allow_patterns=older, ignore_patterns=variants)
+        if not _has_weights(folder, ".safetensors") and not _has_weights(folder, ".bin"):
+            snapshot_download(name, allow_patterns=[*stems])
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"There is no file or folder {name}, and as a hub id it cannot be fetched: the hub is not reachable.",
+            key=key,
+            hint="Check the path, or give the model as a local file while offline.",
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"There is no file or folder {name}, and the hub does not give it out: {reason}",
+            key=key,
+            hint="Check the name; some models want you to accept their terms and to log in first.",
+        ) from error
+    return folder
+
+
+def _has_weights(folder: Path, suffix: str) -> bool:
+    return any(folder.glob(f"*{suffix}")) or any(folder.glob(f"*/*{suffix}"))

@@ -1,0 +1,188 @@
+"""From `--pretrained_model_name_or_path` to modules: folder, hub id, or original single file, SD1 or SD2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import AutoencoderKL
+
+from sd_scripts.models import folder as folders
+from sd_scripts.models import original
+from sd_scripts.models.build import LoadedModel, filled, make_text_encoder, make_unet, make_vae
+from sd_scripts.models.original import KEY, Part
+from sd_scripts.models.tokenizer import load_tokenizer
+from sd_scripts.models.weights import read_weights
+from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.headers import folder_version, identify, single_file_version
+
+if TYPE_CHECKING:
+    from sd_scripts.schema.model import ModelOptions
+
+Progress = Callable[[str], None]
+_NAMES = {"sd1": "a Stable Diffusion 1.x model", "sd2": "a Stable Diffusion 2.x model"}
+_OTHERS = {
+    "sdxl": ("a Stable Diffusion XL model", "Train it with sdxl_train_network.py."),
+    "sd3": ("a Stable Diffusion 3 model", "This trainer knows Stable Diffusion 1.x and 2.x."),
+    "flux": ("a Flux model", "This trainer knows Stable Diffusion 1.x and 2.x."),
+}
+
+
+@dataclass
+class _Parts:
+    unet: Part
+    text: Part
+    vae: Part | None
+    version: str
+    prediction: str
+    single_file: bool
+
+
+def load_sd(
+    options: ModelOptions,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Load a Stable Diffusion 1.x or 2.x model.
+
+    Local paths are read without ever touching the network.
+
+    Args:
+        options: path, `--v2`, `--v_parameterization`, external VAE, tokenizer cache.
+        dtype: of the weights; the VAE stays float32 with `--no_half_vae`.
+        device: where the modules end up.
+        progress: called with what is being read.
+
+    Raises:
+        UserError: nothing there, something else there, damaged weights, or a contradiction with `--v2`.
+    """
+    say = progress or (lambda text: None)
+    source = options.pretrained_model_name_or_path
+    if not source:
+        raise UserError("No base model is given.", key=KEY, hint="Choose a model file, a model folder or a hub id.")
+    say(f"reading {source}")
+    parts = _find_parts(str(source), want_vae=not options.vae)
+    notes = _check_version(parts.version, bool(options.v2), str(source))
+    prediction = _prediction(parts, bool(options.v_parameterization), notes)
+    vae_dtype = torch.float32 if options.no_half_vae else dtype
+    say("U-Net")
+    unet = filled(make_unet, parts.unet.config, parts.unet.weights, "U-Net", str(source), dtype).to(device)
+    say("text encoder")
+    text = filled(make_text_encoder, parts.text.config, parts.text.weights, "text encoder", str(source), dtype)
+    say("VAE")
+    if parts.vae is None:
+        vae = load_vae(str(options.vae), vae_dtype)
+    else:
+        vae = filled(make_vae, parts.vae.config, parts.vae.weights, "VAE", str(source), vae_dtype)
+    return LoadedModel(
+        unet=unet,
+        text_encoder=text.to(device),
+        vae=vae.to(device),
+        tokenizer=load_tokenizer(parts.version, options.tokenizer_cache_dir),
+        version=parts.version,
+        prediction_type=prediction,
+        from_single_file=parts.single_file,
+        source=str(source),
+        notes=notes,
+    )
+
+
+def load_vae(source: str, dtype: torch.dtype) -> AutoencoderKL:
+    """An external VAE: a VAE folder, a pipeline folder, a single file of either layout, or a hub id.
+
+    Raises:
+        UserError: there is none, or it is not Stable Diffusion's kind.
+    """
+    path = Path(source)
+    if path.is_dir():
+        part = folders.vae_part(path, "vae")
+    elif path.is_file() or not folders.is_hub_id(source):
+        part = original.vae_part(read_weights(path, "vae"), source, "vae")
+    else:
+        part = folders.vae_part(folders.hub_folder(source, ("vae",), "vae"), "vae")
+    return filled(make_vae, part.config, part.weights, "VAE", source, dtype)
+
+
+def _find_parts(source: str, want_vae: bool) -> _Parts:
+    path = Path(source)
+    if path.is_dir():
+        return _folder_parts(path, want_vae)
+    if path.is_file():
+        return _file_parts(path, want_vae)
+    if folders.is_hub_id(source):
+        return _folder_parts(folders.hub_folder(source), want_vae)
+    raise UserError(
+        f"There is no model at {source}.",
+        key=KEY,
+        hint="Give a .safetensors or .ckpt file, a diffusers folder, or a hub id such as owner/model.",
+    )
+
+
+def _folder_parts(folder: Path, want_vae: bool) -> _Parts:
+    index = folders.read_config(folder, "model_index.json")
+    text = folders.read_config(folder / "text_encoder") if (folder / "text_encoder").is_dir() else {}
+    unet = folders.read_config(folder / "unet") if (folder / "unet").is_dir() else {}
+    version = folder_version(index, unet, text)
+    _refuse_others(version, str(folder))
+    return _Parts(
+        unet=folders.unet_part(folder),
+        text=folders.text_part(folder),
+        vae=folders.vae_part(folder) if want_vae else None,
+        version=version,
+        prediction=folders.prediction_type(folder),
+        single_file=False,
+    )
+
+
+def _file_parts(path: Path, want_vae: bool) -> _Parts:
+    facts = identify(str(path))
+    if facts.kind in ("lora", "vae", "embedding", "text_encoder"):
+        raise UserError(f"{path} is {facts.detail}, not a base model.", key=KEY, hint="Choose the model it belongs to.")
+    weights = read_weights(path)
+    version = single_file_version({name: tuple(value.shape) for name, value in weights.items()})
+    _refuse_others(version, str(path))
+    return _Parts(
+        unet=original.unet_part(weights, version, str(path)),
+        text=original.text_part(weights, version, str(path)),
+        vae=original.vae_part(weights, str(path)) if want_vae else None,
+        version=version,
+        prediction=facts.prediction or ("v_prediction" if "v_pred" in weights else ""),
+        single_file=True,
+    )
+
+
+def _refuse_others(version: str, source: str) -> None:
+    if version in _NAMES:
+        return
+    if version in _OTHERS:
+        name, way_out = _OTHERS[version]
+        raise UserError(f"{source} is {name}.", key=KEY, hint=way_out)
+    raise UserError(
+        f"{source} is not a Stable Diffusion model.", key=KEY, hint="Choose a Stable Diffusion 1.x or 2.x model."
+    )
+
+
+def _check_version(version: str, v2: bool, source: str) -> list[str]:
+    if v2 and version == "sd1":
+        raise UserError(
+            f"v2 is set, but {source} is {_NAMES[version]}.", key="v2", hint="Switch v2 off, or choose a 2.x model."
+        )
+    if version == "sd2" and not v2:
+        return [f"{source} is {_NAMES[version]}; it is trained as such although v2 is not set."]
+    return []
+
+
+def _prediction(parts: _Parts, v_parameterization: bool, notes: list[str]) -> str:
+    """The prediction type: the option decides; a file that says v-prediction is believed without it."""
+    if parts.prediction == "v_prediction" and not v_parameterization:
+        notes.append("The model says that it predicts v; it is trained so although v_parameterization is not set.")
+        return "v_prediction"
+    if v_parameterization and parts.prediction == "epsilon":
+        notes.append(
+            "v_parameterization is set, but the model says that it predicts noise; it is trained to predict v."
+        )
+    return "v_prediction" if v_parameterization else "epsilon"

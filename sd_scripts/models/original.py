@@ -1,0 +1,141 @@
+"""The parts of an original single file: configurations told from the shapes of its weights, weights renamed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sd_scripts.models import convert, keymap
+from sd_scripts.models.assets import model_config
+from sd_scripts.schema.errors import UserError
+
+KEY = "pretrained_model_name_or_path"
+HEAD_WIDTH = 64  # of CLIP's heads and of SD2's U-Net heads; SD1's U-Net has 8 heads at every width
+
+
+@dataclass
+class Part:
+    """A part of a model before it becomes a module: its configuration and its weights by diffusers' names."""
+
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+
+
+def unet_part(weights: Mapping[str, Tensor], version: str, source: str) -> Part:
+    """The U-Net of a single file of `version`.
+
+    SD2's inner projections become 1x1 convolutions, as sd-scripts runs them from single files; a LoRA trained on them
+    has the same shapes there and here.
+
+    Raises:
+        UserError: there is no U-Net, it is one for inpainting or depth, or it has unknown weights.
+    """
+    found = convert.with_prefix(weights, keymap.UNET_PREFIX)
+    if not found:
+        raise UserError(f"{source} holds no U-Net.", key=KEY, hint="Choose a whole Stable Diffusion model.")
+    config = model_config(version)["unet"]
+    try:
+        widths = [found[f"input_blocks.{1 + 3 * level}.0.out_layers.3.weight"].shape[0] for level in range(4)]
+        config["in_channels"] = found["input_blocks.0.0.weight"].shape[1]
+        config["cross_attention_dim"] = found["input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"].shape[1]
+    except KeyError as error:
+        raise UserError(f"The U-Net in {source} is incomplete: {error.args[0]} is missing.", key=KEY) from error
+    config["block_out_channels"] = widths
+    check_channels(config["in_channels"], source)
+    if version == "sd2":
+        config["attention_head_dim"] = [max(1, width // HEAD_WIDTH) for width in widths]
+    config["use_linear_projection"] = False
+    renamed = _named(convert.unet_from_original, found, "U-Net", source)
+    return Part(config, convert.fit_projections(renamed, linear=False))
+
+
+def check_channels(channels: int, source: str) -> None:
+    """Refuse U-Nets that want more than a noisy picture. Raises UserError."""
+    kind = {9: "an inpainting model", 5: "a depth model", 8: "an image-editing model"}.get(channels)
+    if channels != 4:
+        raise UserError(
+            f"{source} is {kind or 'a model with another input'} ({channels} input channels); only models with 4 train.",
+            key=KEY,
+            hint="Choose the ordinary version of this model.",
+        )
+
+
+def text_part(weights: Mapping[str, Tensor], version: str, source: str) -> Part:
+    """The text encoder of a single file of `version`. Raises UserError when it is missing or damaged."""
+    prefix = keymap.OPENCLIP_PREFIX if version == "sd2" else keymap.CLIP_PREFIX
+    found = convert.with_prefix(weights, prefix)
+    if not found:
+        raise UserError(
+            f"{source} holds no text encoder.",
+            key=KEY,
+            hint="Choose the full version of this model, not a U-Net alone.",
+        )
+    config = model_config(version)["text_encoder"]
+    if version == "sd2":
+        renamed = _named(
+            lambda part: convert.text_from_openclip(part, config["num_hidden_layers"]), found, "text encoder", source
+        )
+    else:
+        renamed = convert.text_from_clip(found)
+    return Part(text_config(config, renamed, source), renamed)
+
+
+def text_config(config: dict[str, Any], weights: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    """`config` with the widths that the weights have; vocabulary too, which inserted embeddings make longer."""
+    try:
+        vocabulary, width = weights["embeddings.token_embedding.weight"].shape
+        inner = weights["encoder.layers.0.mlp.fc1.weight"].shape[0]
+    except KeyError as error:
+        raise UserError(f"The text encoder in {source} is incomplete: {error.args[0]} is missing.", key=KEY) from error
+    return config | {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "projection_dim": width,
+        "intermediate_size": inner,
+        "num_attention_heads": max(1, width // HEAD_WIDTH),
+    }
+
+
+def vae_part(weights: Mapping[str, Tensor], source: str, key: str | None = KEY) -> Part:
+    """A VAE from a whole single file, from a VAE file in the original layout, or from one in diffusers' layout.
+
+    Raises:
+        UserError: there is no VAE in it, or it is not Stable Diffusion's kind.
+    """
+    found = convert.with_prefix(weights, keymap.VAE_PREFIX) or dict(weights)
+    if "decoder.conv_in.weight" not in found:
+        raise UserError(
+            f"{source} holds no VAE.", key=key, hint="Name a VAE file, or choose a model that contains its VAE."
+        )
+    if any(name.startswith("encoder.down_blocks.") for name in found):
+        renamed = convert.vae_from_old_diffusers(found)
+    else:
+        renamed = _named(convert.vae_from_original, found, "VAE", source, key)
+    config = model_config("sd1")["vae"]
+    pattern = re.compile(r"encoder\.down_blocks\.(\d+)\.resnets\.0\.conv1\.weight")
+    widths = {int(match[1]): value.shape[0] for name, value in renamed.items() if (match := pattern.fullmatch(name))}
+    latent = renamed["decoder.conv_in.weight"].shape[1]
+    if sorted(widths) != [0, 1, 2, 3] or latent != 4:
+        raise UserError(
+            f"The VAE in {source} is not one for Stable Diffusion ({len(widths)} levels, {latent} latent channels).",
+            key=key,
+        )
+    config["block_out_channels"] = [widths[level] for level in range(4)]
+    return Part(config, renamed)
+
+
+def _named(
+    rename: Any, weights: Mapping[str, Tensor], what: str, source: str, key: str | None = KEY
+) -> dict[str, Tensor]:
+    try:
+        return rename(weights)
+    except convert.UnknownKeysError as error:
+        raise UserError(
+            f"The {what} in {source} has {len(error.keys)} weights of an unknown kind (first: {error.keys[0]}).",
+            key=key,
+            hint="It is not a Stable Diffusion 1.x or 2.x model.",
+        ) from error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from sd_scripts.families.base import Conditioning, Family, Model
 from sd_scripts.networks.base import ParameterGroup
 
 
@@ -35,8 +37,20 @@ class Method(Protocol):
         """Whether captions must be encoded anew, with gradients, in every step."""
         ...
 
-    def attach(self, model: Any, family: Any, *, gradient_checkpointing: bool, weight_dtype: torch.dtype) -> None:
-        """Freeze, insert and set train/eval modes. `model` and `family` are those of `families.base`."""
+    def attach(
+        self,
+        model: Model,
+        family: Family,
+        *,
+        gradient_checkpointing: bool,
+        weight_dtype: torch.dtype,
+        network_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Freeze, insert and set train/eval modes, after the family's memory options.
+
+        `weight_dtype` is what the frozen model is kept in, `network_dtype` what the trained weights are kept
+        in (float32, except for full_fp16 and full_bf16).
+        """
         ...
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -55,12 +69,16 @@ class Method(Protocol):
         """Called before every batch; `multipliers` [B] weigh the network per sample, None means 1."""
         ...
 
-    def before_predict(self, conditioning: Any, batch: Any) -> Any:
+    def before_predict(self, conditioning: Conditioning, batch: Any) -> Conditioning:
         """Change the conditioning of this batch, or hand it on as it is."""
         ...
 
     def after_step(self) -> dict[str, float] | None:
         """Called after every optimizer step; figures worth showing, or None."""
+        ...
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        """For samples and validation: full strength, no dropout; everything as before afterwards."""
         ...
 
     def save(self, path: str | Path, dtype: torch.dtype | None, metadata: dict[str, str] | None) -> None:

@@ -88,7 +88,7 @@ class All(Condition):
 
 @dataclass(frozen=True, init=False)
 class Any_(Condition):
-    """At least one of the conditions holds. Exported as `Any` of this module's users: `from ... import Any_`."""
+    """At least one of the conditions holds. The underscore keeps it apart from the type `Any`."""
 
     parts: tuple[Condition, ...]
 

@@ -81,8 +81,8 @@ def parse(command: str, argv: Sequence[str]) -> Config:
         SystemExit: after --help and --output_config.
     """
     fields = trainer_fields(command)
-    given = _read_argv(command, argv)
     notes: list[str] = []
+    given = _read_argv(command, argv, notes)
     if "config_file" in given and not given.get("output_config"):
         path = _toml_path(given["config_file"])
         given = {**_read_toml(command, path, notes), **given}
@@ -116,11 +116,17 @@ def _build(command: str, values: Mapping[str, Any], given: frozenset[str], notes
     return found.config(command=command, given=given, warnings=notes, **parts)
 
 
-def _read_argv(command: str, argv: Sequence[str]) -> dict[str, Any]:
+def _read_argv(command: str, argv: Sequence[str], notes: list[str]) -> dict[str, Any]:
     fields = trainer_fields(command)
     namespace, unknown = build_parser(command).parse_known_args(list(argv))
-    if unknown:
-        _unknown_argument(command, unknown[0], fields)
+    retired = False
+    for argument in unknown:
+        name = argument.lstrip("-").split("=")[0]
+        if argument.startswith("--") and name in RETIRED and name not in fields:
+            notes.append(f"--{name} is ignored: {RETIRED[name]}.")
+            retired = True
+        elif argument.startswith("--") or not retired:  # the value of a retired flag is left out with it
+            _unknown_argument(command, argument, fields)
     return {key: convert(fields[key], value, "on the command line") for key, value in vars(namespace).items()}
 
 
@@ -131,8 +137,6 @@ def _unknown_argument(command: str, argument: str, fields: Mapping[str, OptionFi
             f"{argument!r} on the command line belongs to no option.", hint="Put values with blanks in quotes."
         )
     name = argument.lstrip("-").split("=")[0]
-    if name in RETIRED:
-        raise UserError(f"--{name} is no option of {script}: {RETIRED[name]}.", name, "Leave it out.")
     hint = nearest(f"--{name}", [f"--{key}" for key in fields])
     raise UserError(f"--{name} is no option of {script}.", hint=hint or "docs/options.md lists them all.")
 
@@ -145,8 +149,7 @@ def _read_toml(command: str, path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"The configuration file {path} does not exist.", "config_file")
     try:
-        with path.open("rb") as file:
-            content = tomllib.load(file)
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows may put a mark in front
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(
             f"The configuration file {path} is no TOML: {error}.",

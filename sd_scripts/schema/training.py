@@ -78,7 +78,6 @@ class TrainingOptions(DeepSpeedOptions):
         minimum=1,
         step=1,
         unit="steps",
-        basic=True,
     )
     max_train_epochs: int | None = option(
         None,

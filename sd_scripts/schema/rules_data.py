@@ -1,0 +1,333 @@
+"""Rules over model, pictures, captions and network."""
+
+from .errors import UserError
+from .finding import Finding, Rule, Values, error, warning
+from .loratypes import LORA_TYPES
+from .values import parse_face_crop_range, parse_resolution
+
+_COMING = ("networks.lora_fa", "networks.dylora", "networks.oft", "networks.loha", "networks.lokr")
+_OTHER_MODELS = (
+    "networks.lora_sd3", "networks.lora_flux", "networks.oft_flux", "networks.lora_lumina",
+    "networks.lora_hunyuan_image", "networks.lora_anima",
+)  # fmt: skip
+_CURVES = ("cosine", "sine", "linear", "reverse_linear", "zeros")
+_BLOCKS = 25
+_HALF_BLOCKS = 12
+
+
+def needs_model(values: Values) -> Finding | None:
+    """There is a base model."""
+    key = "pretrained_model_name_or_path"
+    return (
+        None
+        if values[key]
+        else error(key, "The base model is missing.", "Give a file, a diffusers folder or a Hub name.")
+    )
+
+
+def needs_pictures(values: Values) -> Finding | None:
+    """There are pictures from some source."""
+    if any(values[key] for key in ("train_data_dir", "dataset_config", "in_json", "dataset_class")):
+        return None
+    return error(
+        "train_data_dir",
+        "There are no pictures to train on.",
+        "Give the folder of the pictures, or a dataset description file.",
+    )
+
+
+def needs_resolution(values: Values) -> Finding | None:
+    """A resolution is given, unless a description file carries it, and it can be read."""
+    if not values["resolution"]:
+        if values["dataset_config"] or values["dataset_class"]:
+            return None
+        return error(
+            "resolution", "The resolution is missing.", "512 suits Stable Diffusion 1, 768 the larger versions of 2."
+        )
+    try:
+        width, height = parse_resolution(values["resolution"])
+    except UserError as problem:
+        return error(problem.key, problem.message, problem.hint)
+    if not values["enable_bucket"] and (width % 8 or height % 8):
+        return error(
+            "resolution",
+            f"The resolution {width}x{height} is no multiple of 8.",
+            "Use a multiple of 64, or switch on buckets.",
+        )
+    return None
+
+
+def bucket_range(values: Values) -> Finding | None:
+    """The resolution lies between the smallest and the largest side of buckets."""
+    if not values["enable_bucket"] or not values["resolution"]:
+        return None
+    low, high = values["min_bucket_reso"], values["max_bucket_reso"]
+    if low > high:
+        return error(
+            "min_bucket_reso", f"The smallest side of buckets ({low}) is above the largest ({high}).", "Swap them."
+        )
+    try:
+        sides = parse_resolution(values["resolution"])
+    except UserError:
+        return None  # needs_resolution reports it
+    if values["bucket_no_upscale"]:
+        return None
+    if min(sides) < low:
+        return error(
+            "min_bucket_reso",
+            f"The smallest side of buckets ({low}) is above the resolution ({min(sides)}).",
+            f"Set it to {min(sides)} or less.",
+        )
+    if max(sides) > high:
+        return error(
+            "max_bucket_reso",
+            f"The largest side of buckets ({high}) is below the resolution ({max(sides)}).",
+            f"Set it to {max(sides)} or more.",
+        )
+    return None
+
+
+def bucket_steps(values: Values) -> Finding | None:
+    """Sides of buckets suit the model."""
+    step = values["bucket_reso_steps"]
+    if not values["enable_bucket"] or step % 64 == 0:
+        return None
+    if values["sdxl"] and step % 32:
+        return error(
+            "bucket_reso_steps",
+            f"The step between bucket sizes is {step}, but SDXL needs a multiple of 32.",
+            "Use 32 or 64.",
+        )
+    if step % 8:
+        return error(
+            "bucket_reso_steps",
+            f"The step between bucket sizes is {step}, but must be a multiple of 8.",
+            "64 is usual.",
+        )
+    if not values["sdxl"]:
+        return warning(
+            "bucket_reso_steps",
+            f"With {step} pixels between bucket sizes the U-Net works on odd sizes, slightly worse.",
+            "64 is usual.",
+        )
+    return None
+
+
+def face_crop(values: Values) -> Finding | None:
+    """The range of face crops can be read."""
+    try:
+        parse_face_crop_range(values["face_crop_aug_range"])
+    except UserError as problem:
+        return error(problem.key, problem.message, problem.hint)
+    return None
+
+
+def cache_or_augment(values: Values) -> Finding | None:
+    """Cached pictures cannot be changed any more."""
+    if not values["cache_latents"] and not values["cache_latents_to_disk"]:
+        return None
+    for key, words in (("color_aug", "colours cannot vary"), ("random_crop", "pictures cannot be cropped at random")):
+        if values[key]:
+            return error(key, f"With encoded pictures cached, {words}.", f"Switch off either cache_latents or {key}.")
+    return None
+
+
+def description_or_folders(values: Values) -> Finding | None:
+    """A dataset description takes the place of folders."""
+    ignored = [key for key in ("train_data_dir", "reg_data_dir", "in_json") if values[key]]
+    if not values["dataset_config"] or not ignored:
+        return None
+    return warning(
+        "dataset_config",
+        f"The dataset description file counts; {', '.join(ignored)} has no effect.",
+        "Leave one of both out.",
+    )
+
+
+def metadata_and_regularisation(values: Values) -> Finding | None:
+    """A metadata file knows no regularisation pictures."""
+    if values["in_json"] and values["reg_data_dir"] and not values["dataset_config"]:
+        return warning("reg_data_dir", "Regularisation pictures have no effect together with a metadata file.")
+    return None
+
+
+def foreign_dataset(values: Values) -> Finding | None:
+    """A dataset class is foreign code."""
+    if values["dataset_class"] and not values["allow_plugins"]:
+        return error(
+            "dataset_class",
+            f"The dataset class {values['dataset_class']} is foreign code.",
+            "Add --allow_plugins if you trust it.",
+        )
+    return None
+
+
+def masks(values: Values) -> Finding | None:
+    """A masked loss needs masks."""
+    if values["masked_loss"] and not any(
+        values[key] for key in ("conditioning_data_dir", "alpha_mask", "dataset_config")
+    ):
+        return warning(
+            "masked_loss",
+            "The masked loss has no masks, so it has no effect.",
+            "Give a folder of masks, or use transparency as mask.",
+        )
+    return None
+
+
+def idle_workers(values: Values) -> Finding | None:
+    """Only existing loading processes can be kept."""
+    if values["persistent_data_loader_workers"] and not values["max_data_loader_n_workers"]:
+        return warning(
+            "persistent_data_loader_workers",
+            "There are no loading processes to keep.",
+            "Give 1 or 2 loading processes.",
+        )
+    return None
+
+
+def velocity_without_v2(values: Values) -> Finding | None:
+    """Velocity prediction belongs to Stable Diffusion 2."""
+    if values["v_parameterization"] and not values["v2"] and not values["sdxl"]:
+        return warning(
+            "v_parameterization",
+            "Velocity prediction is unusual for Stable Diffusion 1.",
+            "Make sure that the base model was trained so.",
+        )
+    return None
+
+
+def clip_skip_in_v2(values: Values) -> Finding | None:
+    """Stable Diffusion 2 and SDXL already read an earlier layer."""
+    if values["clip_skip"] is None or values["clip_skip"] == 1 or not (values["v2"] or values["sdxl"]):
+        return None
+    name = "SDXL" if values["sdxl"] else "Stable Diffusion 2"
+    return warning("clip_skip", f"CLIP skip is unusual for {name}, which already skips a layer.", "Leave it at 1.")
+
+
+def sdxl_and_v2(values: Values) -> Finding | None:
+    """A model is one or the other."""
+    if values["sdxl"] and values["v2"]:
+        return error("v2", "The base model cannot be both SDXL and Stable Diffusion 2.", "Leave one of both off.")
+    return None
+
+
+def sdxl_weights_in_captions(values: Values) -> Finding | None:
+    """Weights in captions do not work with SDXL."""
+    if values["sdxl"] and values["weighted_captions"]:
+        return error("weighted_captions", "Weights in captions are not offered for SDXL.", "Switch them off.")
+    return None
+
+
+def sdxl_velocity(values: Values) -> Finding | None:
+    """SDXL predicts noise."""
+    if values["sdxl"] and values["v_parameterization"]:
+        return warning(
+            "v_parameterization",
+            "Velocity prediction is unusual for SDXL.",
+            "Make sure that the base model was trained so.",
+        )
+    return None
+
+
+def network_module(values: Values) -> Finding | None:
+    """There is a network module that this program has."""
+    module = values["network_module"]
+    if not module:
+        return error("network_module", "The network module is missing.", "networks.lora is the usual LoRA.")
+    key = (
+        "LoRA_type"
+        if values["LoRA_type"] != "Custom" and LORA_TYPES[values["LoRA_type"]].module == module
+        else "network_module"
+    )
+    if module in _COMING:
+        return error(key, f"{module} is not part of this version.", "networks.lora and lycoris.kohya are.")
+    if module in _OTHER_MODELS:
+        return error(
+            key,
+            f"{module} is for another family of models.",
+            "networks.lora and lycoris.kohya work with Stable Diffusion.",
+        )
+    return None
+
+
+def rank_from_file(values: Values) -> Finding | None:
+    """The rank can only come from a file that is given."""
+    if values["dim_from_weights"] and not values["network_weights"]:
+        return error(
+            "dim_from_weights",
+            "There is no LoRA file to take the rank from.",
+            "Give network_weights, or switch this off.",
+        )
+    return None
+
+
+def merged_strengths(values: Values) -> Finding | None:
+    """Not more strengths than files."""
+    files, strengths = values["base_weights"] or [], values["base_weights_multiplier"] or []
+    if len(strengths) > len(files):
+        return error(
+            "base_weights_multiplier",
+            f"There are {len(strengths)} strengths for {len(files)} LoRAs merged first.",
+            "Give one for each.",
+        )
+    return None
+
+
+def pairs(values: Values) -> Finding | None:
+    """Lists of settings consist of name=value."""
+    for key in ("network_args", "optimizer_args", "lr_scheduler_args"):
+        for item in values[key] or []:
+            if "=" not in item or item.startswith("="):
+                return error(
+                    key,
+                    f"{key} holds {item!r}, which is not name=value.",
+                    "Write each as name=value without blanks around the sign.",
+                )
+    return None
+
+
+def strong_alpha(values: Values) -> Finding | None:
+    """An alpha above the rank strengthens the network."""
+    rank, alpha = values["network_dim"], values["network_alpha"]
+    if rank and alpha > rank:
+        return warning(
+            "network_alpha",
+            f"Alpha {alpha:g} above rank {rank} makes the network learn {alpha / rank:g} times as fast.",
+            "The rank or half of it is usual.",
+        )
+    return None
+
+
+def block_lists(values: Values) -> Finding | None:
+    """Lists for blocks hold one number for each block."""
+    for key in ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas"):
+        if values[key] and not values["sdxl"] and len(_numbers(values[key])) != _BLOCKS:
+            return error(
+                key, f"{key} holds {len(_numbers(values[key]))} numbers, but must hold {_BLOCKS}, separated by commas."
+            )
+    for key in ("down_lr_weight", "up_lr_weight"):
+        text = values[key]
+        if (
+            text
+            and not values["sdxl"]
+            and text.split("+")[0].strip() not in _CURVES
+            and len(_numbers(text)) != _HALF_BLOCKS
+        ):
+            return warning(
+                key, f"{key} holds {len(_numbers(text))} numbers instead of {_HALF_BLOCKS}; missing ones count as 1."
+            )
+    return None
+
+
+def _numbers(text: str) -> list[str]:
+    return text.split(",")
+
+
+RULES: tuple[Rule, ...] = (
+    needs_model, needs_pictures, needs_resolution, bucket_range, bucket_steps, face_crop, cache_or_augment,
+    description_or_folders, metadata_and_regularisation, foreign_dataset, masks, idle_workers, velocity_without_v2,
+    clip_skip_in_v2, sdxl_and_v2, sdxl_weights_in_captions, sdxl_velocity, network_module, rank_from_file,
+    merged_strengths,
+    pairs, strong_alpha, block_lists,
+)  # fmt: skip

@@ -12,18 +12,16 @@ from sd_scripts.networks.base import ParameterGroup
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.optimizer import OptimizerOptions
 from sd_scripts.training.fused import FusedBackward, check_fused
-from sd_scripts.training.optimizer_table import find
+from sd_scripts.training.optimizer_table import ENTRIES, find
 from sd_scripts.training.optimizers import CreatedOptimizer, create, parse_arguments
 
 VECTORS = load("optimizers")
 # Above 4096 numbers, so that the 8-bit optimizers really keep 8-bit state.
 _SHAPES = ((96, 64), (64,), (4, 2, 3, 3))
-_CUSTOM = (
-    "pytorch_optimizer.CAME",
-    "pytorch_optimizer.Lion",
-    "came_pytorch.CAME",
-    "prodigyplus.ProdigyPlusScheduleFree",
-)
+_NAMES = [entry.name for entry in ENTRIES] + [case["name"] for case in VECTORS["custom"]]
+_NAMES += ["pytorch_optimizer.Lion", "came_pytorch.CAME"]
+_SCHEDULE_FREE = ["AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree", "prodigyplus.ProdigyPlusScheduleFree"]
+_STEPS = 8  # RAdamScheduleFree only watches for the first few
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,197 @@
+"""The parent of one training job: starts it, waits for it, writes down how it ended. Standard library only.
+
+Only a parent can read an exit code, and a training must outlive the page, so this small process stands between them,
+in a session of its own. It is started as `python -P supervisor.py JOB_FOLDER` and needs from there `spec.json` with
+"argv" (a list, run without a shell) and optionally "cwd". It writes `supervisor.json` (process ids with start times),
+`console.log` and, at the end, `exit.json`; it obeys `kill.json` ({"grace": seconds}).
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SPEC, STARTED, CONSOLE, EXIT, KILL = "spec.json", "supervisor.json", "console.log", "exit.json", "kill.json"
+MARKER = "KOHYA_GUI_JOB"
+WINDOWS = os.name == "nt"
+POLL_SECONDS = 0.2
+DEFAULT_GRACE = 10.0
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that is complete or absent: to a temporary name, flushed, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where the file is missing, torn or no object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _parents() -> dict[int, int]:
+    """Every process id with the id of its parent."""
+    table: dict[int, int] = {}
+    if Path("/proc/self/stat").exists():
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                try:
+                    # the name in brackets may hold blanks and brackets itself: read behind the last one
+                    table[int(entry)] = int(Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[1])
+                except (OSError, IndexError, ValueError):
+                    continue
+        return table
+    listing = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
+    for line in listing.splitlines():
+        pid, _, parent = line.strip().partition(" ")
+        table[int(pid)] = int(parent)
+    return table
+
+
+def _marked(marker: str) -> set[int]:
+    """Processes whose environment carries this job's marker, wherever they hang in the tree (Linux)."""
+    wanted = f"{MARKER}={marker}".encode()
+    found = set()
+    for entry in os.listdir("/proc") if Path("/proc/self/environ").exists() else ():
+        if entry.isdigit() and int(entry) != os.getpid():
+            try:
+                if wanted in Path("/proc", entry, "environ").read_bytes().split(b"\0"):
+                    found.add(int(entry))
+            except OSError:
+                continue
+    return found
+
+
+def _family(root: int, marker: str) -> set[int]:
+    """The process, everything below it, and strays of the same job that lost their parent."""
+    parents = _parents()
+    members = {root} | _marked(marker)
+    while added := {pid for pid, parent in parents.items() if parent in members} - members:
+        members |= added
+    return {pid for pid in members if pid in parents and pid != os.getpid()}
+
+
+def _signal(pids: set[int], number: int) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except (ProcessLookupError, PermissionError):
+            continue
+
+
+def kill_tree(process: "subprocess.Popen[bytes]", marker: str, grace: float) -> None:
+    """Ask the whole tree to end, wait up to `grace` seconds, then end what is left by force."""
+    if WINDOWS:
+        # a console-less child cannot be asked politely on Windows; the page has offered "stop" before
+        subprocess.run(["taskkill", "/T", "/F", "/PID", str(process.pid)], capture_output=True, check=False)
+        process.wait()
+        return
+    members = _family(process.pid, marker)
+    _signal(members, signal.SIGTERM)
+    until = time.monotonic() + grace
+    while time.monotonic() < until:
+        process.poll()
+        members = _family(process.pid, marker)
+        if process.returncode is not None and members <= {process.pid}:
+            return
+        time.sleep(POLL_SECONDS)
+    _signal(_family(process.pid, marker), signal.SIGKILL)
+    process.wait()
+    sweep(marker)
+
+
+def sweep(marker: str) -> None:
+    """End processes of this job that outlived its launcher: they would keep the GPU."""
+    if not WINDOWS:
+        _signal(_marked(marker), signal.SIGKILL)
+
+
+def _start(folder: Path, spec: dict[str, Any]) -> "subprocess.Popen[bytes]":
+    environment = {**os.environ, MARKER: folder.name}
+    console = (folder / CONSOLE).open("ab")
+    try:
+        return subprocess.Popen(
+            [str(part) for part in spec["argv"]],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            cwd=spec.get("cwd") or None,
+            env=environment,
+            start_new_session=not WINDOWS,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+            | getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+    finally:
+        console.close()
+
+
+def _wait(process: "subprocess.Popen[bytes]", folder: Path) -> bool:
+    """Wait for the end; True if it was ended on request."""
+    while True:
+        try:
+            process.wait(timeout=POLL_SECONDS)
+            return False
+        except subprocess.TimeoutExpired:
+            pass
+        if (folder / KILL).exists():
+            request = read_json(folder / KILL) or {}
+            grace = request.get("grace", DEFAULT_GRACE)
+            kill_tree(process, folder.name, float(grace) if isinstance(grace, int | float) else DEFAULT_GRACE)
+            return True
+
+
+def supervise(folder: Path) -> int:
+    """Run the job of this folder to its end and write exit.json. Returns the exit code of the job."""
+    began = time.time()
+    spec = read_json(folder / SPEC)
+    if spec is None or not isinstance(spec.get("argv"), list):
+        write_json(
+            folder / EXIT, {"code": None, "message": "The job's spec.json cannot be read.", "ended": time.time()}
+        )
+        return 2
+    started: dict[str, Any] = {"pid": os.getpid(), "started": began, "child": None}
+    write_json(folder / STARTED, started)
+    try:
+        process = _start(folder, spec)
+    except OSError as error:
+        write_json(
+            folder / EXIT,
+            {"code": None, "message": f"The trainer could not be started: {error}.", "ended": time.time()},
+        )
+        return 1
+    write_json(folder / STARTED, {**started, "child": process.pid, "child_started": time.time()})
+    killed = _wait(process, folder)
+    sweep(folder.name)
+    code = process.returncode
+    write_json(
+        folder / EXIT, {"code": code, "killed": killed, "ended": time.time(), "seconds": round(time.time() - began, 2)}
+    )
+    return code
+
+
+def main(argv: list[str]) -> int:
+    """Entry point: one argument, the job folder."""
+    if len(argv) != 1 or not Path(argv[0]).is_dir():
+        print("usage: supervisor.py JOB_FOLDER", file=sys.stderr)
+        return 2
+    # a closing terminal or Ctrl+C in the page's console is no wish to end the training
+    for name in ("SIGHUP", "SIGINT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    return 0 if supervise(Path(argv[0]).resolve()) == 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -34,7 +34,8 @@ def data_hash(content: bytes) -> str:
 def network_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:
     """(sshs_model_hash, sshs_legacy_hash) of these tensors, which must be contiguous and on the CPU."""
     training_notes = {key: value for key, value in metadata.items() if key.startswith("ss_")}
-    content = save(dict(tensors), training_notes or None)
+    # An empty table of notes is part of the bytes, too: without any ss_* entry the header still has one.
+    content = save(dict(tensors), training_notes)
     return data_hash(content), legacy_hash(content)
 
 

@@ -121,6 +121,10 @@ class Bucketer:
             self._known[size] = known
         return known
 
+    def place_in(self, size: Size, bucket: Size) -> Placement:
+        """Placement of a picture in a bucket that is already decided."""
+        return Placement(size, bucket, cover(size, bucket), bucket[0] / bucket[1] - size[0] / size[1])
+
     @property
     def _follows_pictures(self) -> bool:
         return self.bucketing.enabled and self.bucketing.no_upscale
@@ -131,7 +135,7 @@ class Bucketer:
             bucket = size
         else:
             bucket = min(self.sizes, key=lambda b: abs(b[0] / b[1] - image_ar))
-        return Placement(size, bucket, cover(size, bucket), bucket[0] / bucket[1] - image_ar)
+        return self.place_in(size, bucket)
 
     def _place_freely(self, size: Size) -> Placement:
         rule = self.bucketing

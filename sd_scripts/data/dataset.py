@@ -1,0 +1,345 @@
+"""Data sets: pictures registered with their repeats, sorted into buckets, in the order of every epoch."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from sd_scripts.data.bucket import BatchOrder, BucketCount
+from sd_scripts.data.cache import CachedLatents, cache_group
+from sd_scripts.data.config import Blueprint, DatasetSpec, SubsetSpec
+from sd_scripts.data.report import metadata_facts, report_rows, tag_frequency
+from sd_scripts.data.subset import FoundImage, FoundSubset, find_images
+from sd_scripts.schema.buckets import Bucketer, Bucketing, Placement, Size
+from sd_scripts.schema.errors import DataError
+from sd_scripts.schema.steps import balance_regularisation
+
+
+@dataclass(slots=True)
+class ImageRecord:
+    """One picture of a data set: how often it is shown in an epoch, where it goes, and its latents when cached.
+
+    subset: number of its subset; conditioning: file of its mask or control picture; cache_path: file of its latents
+    when these are on disk; npz_only: the picture itself is gone and only that file is left.
+    """
+
+    path: str
+    caption: str
+    subset: int
+    repeats: int
+    placement: Placement
+    conditioning: str | None = None
+    cache_path: str | None = None
+    npz_only: bool = False
+    latents: CachedLatents | None = None
+
+
+@dataclass
+class Dataset:
+    """Pictures that share batches. Buckets are (size, pictures with repeats), ascending by size."""
+
+    spec: DatasetSpec
+    subsets: list[FoundSubset]
+    records: list[ImageRecord]
+    seed: int
+    validation: bool = False
+    buckets: list[BucketCount] = field(init=False)
+    order: BatchOrder = field(init=False)
+
+    def __post_init__(self) -> None:
+        members: dict[Size, list[int]] = {}
+        for number, record in enumerate(self.records):
+            members.setdefault(record.placement.bucket, []).extend([number] * record.repeats)
+        sizes = sorted(members)
+        self.buckets = [BucketCount(size, len(members[size])) for size in sizes]
+        self.order = BatchOrder([members[size] for size in sizes], self.spec.batch_size, self.seed)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def subset_of(self, record: ImageRecord) -> SubsetSpec:
+        """Description of the subset a picture belongs to."""
+        return self.subsets[record.subset].spec
+
+    @property
+    def num_train_images(self) -> int:
+        """Training pictures with repeats, regularisation not counted."""
+        return sum(r.repeats for r in self.records if not self.subset_of(r).is_reg)
+
+    @property
+    def num_reg_images(self) -> int:
+        """Regularisation pictures with the repeats asked for, before balancing."""
+        return sum(len(s.images) * s.spec.num_repeats for s in self.subsets if s.spec.is_reg)
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether any picture may have a loss mask."""
+        return any(s.spec.alpha_mask or s.spec.conditioning_data_dir is not None for s in self.subsets)
+
+    @property
+    def mean_ar_error(self) -> float:
+        """Mean difference between the shapes of pictures and their buckets, every picture counted once."""
+        errors = [abs(record.placement.ar_error) for record in self.records]
+        return sum(errors) / len(errors) if errors else 0.0
+
+
+@dataclass
+class DatasetGroup:
+    """All data sets of a run together; their batches are numbered through.
+
+    seed: training seed, from which all draws of batches follow; validation: fixed order, no augmentation.
+    """
+
+    blueprint: Blueprint
+    datasets: list[Dataset]
+    seed: int
+    validation: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of one epoch for all processes together."""
+        return sum(len(dataset) for dataset in self.datasets)
+
+    @property
+    def images(self) -> int:
+        """Number of different pictures registered."""
+        return sum(len(dataset.records) for dataset in self.datasets)
+
+    @property
+    def repeated_images(self) -> int:
+        """Pictures of one epoch, repeats and regularisation included."""
+        return sum(bucket.count for dataset in self.datasets for bucket in dataset.buckets)
+
+    @property
+    def num_train_images(self) -> int:
+        """Training pictures with repeats."""
+        return sum(dataset.num_train_images for dataset in self.datasets)
+
+    @property
+    def num_reg_images(self) -> int:
+        """Regularisation pictures with the repeats asked for."""
+        return sum(dataset.num_reg_images for dataset in self.datasets)
+
+    @property
+    def batch_size(self) -> int:
+        """Batch size of a device; the largest where data sets differ."""
+        return max((dataset.spec.batch_size for dataset in self.datasets), default=1)
+
+    @property
+    def buckets(self) -> list[BucketCount]:
+        """Buckets of all data sets with their pictures, repeats included."""
+        return [bucket for dataset in self.datasets for bucket in dataset.buckets]
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether every picture looks the same at every use."""
+        return all(subset.spec.cacheable for dataset in self.datasets for subset in dataset.subsets)
+
+    @property
+    def latents_in_memory(self) -> bool:
+        """Whether batches need no file at all."""
+        return all(r.latents is not None for d in self.datasets for r in d.records)
+
+    def report(self) -> list[dict[str, Any]]:
+        """One row a subset: dataset, folder, repeats, images, captions, class_tokens, reg."""
+        return report_rows(self)
+
+    def tag_frequency(self) -> dict[str, dict[str, int]]:
+        """How often each tag stands in the captions of each folder."""
+        return tag_frequency(self)
+
+    def metadata(self) -> dict[str, str]:
+        """The `ss_*` entries that describe the data, as texts."""
+        return metadata_facts(self)
+
+    def locate(self, index: int) -> tuple[Dataset, int]:
+        """Data set and number inside it of a batch of the group."""
+        for dataset in self.datasets:
+            if index < len(dataset):
+                return dataset, index
+            index -= len(dataset)
+        raise IndexError(f"batch {index} beyond the last one")
+
+    def cache_latents(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        *,
+        to_disk: bool = False,
+        batch_size: int = 1,
+        device: Any = "cpu",
+        process_index: int = 0,
+        num_processes: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+        wait: Callable[[], None] | None = None,
+        family: str = "sd",
+        encoder_id: str = "",
+    ) -> int:
+        """Encode every picture once and keep the latents, in memory or in files beside the pictures.
+
+        Args:
+            encode: pixels [B, 3, H, W] in -1..1 on `device` -> unscaled latents [B, C, h, w].
+            to_disk: files are read where they are there and still right, written where not. Processes share the work;
+                `wait` is called before the others' files are used.
+            progress: is told pictures done and pictures in all.
+            family: model family in the file names ("sd", "sdxl").
+            encoder_id: anything that names the VAE; latents of another one are made again.
+
+        Returns:
+            Number of pictures that were encoded here.
+
+        Raises:
+            UserError: the pictures change from use to use, or the VAE gives NaN.
+        """
+        return cache_group(
+            self,
+            encode,
+            to_disk=to_disk,
+            batch_size=batch_size,
+            device=device,
+            process_index=process_index,
+            num_processes=num_processes,
+            progress=progress,
+            wait=wait,
+            family=family,
+            encoder_id=encoder_id,
+        )
+
+
+def dataset_seed(seed: int) -> int:
+    """Seed of the batch order that follows from the training seed."""
+    return random.Random(seed).randint(0, 2**31)
+
+
+def build(blueprint: Blueprint, seed: int) -> tuple[DatasetGroup, DatasetGroup | None]:
+    """Data sets for training and, where validation_split is set, for validation (else None).
+
+    Reads names, headers and captions; no pixels. Raises DataError naming the folder or file that cannot be used.
+    """
+    found: dict[Any, FoundSubset] = {}
+    train, validation, warnings = [], [], list(blueprint.warnings)
+    for spec in blueprint.datasets:
+        subsets = []
+        for subset in spec.subsets:
+            key = (subset.identity, subset.caption_extension, subset.captions, subset.class_tokens, subset.is_reg)
+            if key not in found:
+                found[key] = find_images(subset)
+                warnings += found[key].warnings
+            subsets.append(replace(found[key], spec=subset))
+        kept, aside = _split(spec, subsets, seed)
+        train.append(_dataset(spec, kept, dataset_seed(seed), warnings))
+        if any(subset.images for subset in aside):
+            validation.append(_dataset(_still(spec), aside, dataset_seed(seed), warnings, validation=True))
+        elif spec.validation_split > 0:
+            warnings.append("validation_split sets no picture aside: the folders are too small for it")
+    group = DatasetGroup(blueprint, train, seed, warnings=list(dict.fromkeys(warnings)))
+    if not group.repeated_images:
+        raise DataError(
+            f"no pictures to train with in {blueprint.source}",
+            key="train_data_dir",
+            hint="Pictures are png, jpg, jpeg, webp, bmp or avif files.",
+        )
+    return group, DatasetGroup(blueprint, validation, seed, validation=True) if validation else None
+
+
+def _still(spec: DatasetSpec) -> DatasetSpec:
+    """The same without validation's own split, for the data set that is only measured."""
+    return replace(spec, validation_split=0.0)
+
+
+def _still_subset(subset: SubsetSpec) -> SubsetSpec:
+    """A subset shown once, always alike: losses of different moments can then be compared."""
+    rules = replace(
+        subset.captions,
+        shuffle_caption=False,
+        enable_wildcard=False,
+        caption_dropout_rate=0.0,
+        caption_dropout_every_n_epochs=0,
+        caption_tag_dropout_rate=0.0,
+        token_warmup_step=0,
+    )
+    return replace(subset, num_repeats=1, captions=rules, flip_aug=False, color_aug=False, random_crop=False)
+
+
+def _split(spec: DatasetSpec, subsets: Sequence[FoundSubset], seed: int) -> tuple[list[FoundSubset], list[FoundSubset]]:
+    """Subsets to train and subsets to measure. Regularisation pictures are all trained."""
+    if spec.validation_split <= 0:
+        return list(subsets), []
+    choice = seed if spec.validation_seed is None else spec.validation_seed
+    train, aside = [], []
+    for subset in subsets:
+        if subset.spec.is_reg:
+            train.append(subset)
+            continue
+        images = list(subset.images)
+        random.Random(choice).shuffle(images)
+        cut = len(images) - round(len(images) * spec.validation_split)
+        train.append(replace(subset, images=images[:cut]))
+        aside.append(replace(subset, spec=_still_subset(subset.spec), images=images[cut:], warnings=[]))
+    return train, aside
+
+
+def _dataset(
+    spec: DatasetSpec, subsets: list[FoundSubset], seed: int, warnings: list[str], validation: bool = False
+) -> Dataset:
+    bucketer = _bucketer(spec, subsets)
+    chosen = [
+        (number, image, subset.spec.num_repeats)
+        for number, subset in enumerate(subsets)
+        if not subset.spec.is_reg
+        for image in subset.images
+    ]
+    target = sum(repeats for _, _, repeats in chosen)
+    regular = [
+        (number, image, subset.spec.num_repeats)
+        for number, subset in enumerate(subsets)
+        if subset.spec.is_reg
+        for image in subset.images
+    ]
+    balanced = balance_regularisation(target, [repeats for _, _, repeats in regular])
+    unused = balanced.count(0)
+    if unused:
+        warnings.append(f"{unused} of {len(regular)} regularisation pictures are not needed and left out")
+    chosen += [(number, image, count) for (number, image, _), count in zip(regular, balanced) if count]
+    records = [
+        ImageRecord(
+            image.path,
+            image.caption,
+            number,
+            repeats,
+            _place(bucketer, spec, image),
+            image.conditioning,
+            image.latents,
+            image.latents is not None,
+        )
+        for number, image, repeats in chosen
+    ]
+    return Dataset(spec, subsets, records, seed, validation)
+
+
+def _bucketer(spec: DatasetSpec, subsets: Sequence[FoundSubset]) -> Bucketer:
+    if spec.bucketing is not None:
+        return Bucketer(spec.bucketing)
+    sizes = {image.bucket for subset in subsets for image in subset.images}
+    if None in sizes or not sizes:
+        raise DataError(
+            "resolution is not given, and the metadata file does not name train_resolution for every picture.",
+            key="resolution",
+        )
+    bucketer = Bucketer(Bucketing((64, 64), True))
+    bucketer.use_sizes(size for size in sizes if size is not None)
+    return bucketer
+
+
+def _place(bucketer: Bucketer, spec: DatasetSpec, image: FoundImage) -> Placement:
+    try:
+        if spec.bucketing is None and image.bucket is not None:
+            return bucketer.place_in(image.size, image.bucket)
+        return bucketer.select(*image.size)
+    except DataError as error:
+        raise DataError(f"{image.path}: {error.message}", error.key, error.hint) from error

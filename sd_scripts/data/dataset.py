@@ -10,7 +10,7 @@ from torch import Tensor
 from sd_scripts.data.bucket import BatchOrder, BucketCount
 from sd_scripts.data.cache import CachedLatents, cache_group
 from sd_scripts.data.config import Blueprint, DatasetSpec, SubsetSpec
-from sd_scripts.data.report import metadata_facts, report_rows, tag_frequency
+from sd_scripts.data.report import dataset_facts, report_rows, tag_frequency
 from sd_scripts.data.subset import FoundImage, FoundSubset, find_images
 from sd_scripts.schema.buckets import Bucketer, Bucketing, Placement, Size
 from sd_scripts.schema.errors import DataError
@@ -154,9 +154,9 @@ class DatasetGroup:
         """How often each tag stands in the captions of each folder."""
         return tag_frequency(self)
 
-    def metadata(self) -> dict[str, str]:
-        """The `ss_*` entries that describe the data, as texts."""
-        return metadata_facts(self)
+    def facts(self) -> list[dict[str, Any]]:
+        """One entry a data set, as `ss_datasets` lists them in the metadata of trained files."""
+        return dataset_facts(self)
 
     def locate(self, index: int) -> tuple[Dataset, int]:
         """Data set and number inside it of a batch of the group."""

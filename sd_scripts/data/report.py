@@ -1,64 +1,82 @@
 """What was found, for people (a table), for the event stream, and for the metadata of trained files."""
 
-import json
 import os
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from sd_scripts.schema.steps import batch_count
 
 if TYPE_CHECKING:
     from sd_scripts.data.dataset import Dataset, DatasetGroup
 
 
+@dataclass(frozen=True)
+class ReportTable:
+    """A table to print: title, column names, rows of texts."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
 def report_rows(group: "DatasetGroup") -> list[dict[str, Any]]:
-    """One row a subset: dataset, folder, repeats, images, captions, reg, conditioning."""
-    rows = []
-    for number, dataset in enumerate(group.datasets):
-        for subset in dataset.subsets:
-            rows.append(
-                {
-                    "dataset": number,
-                    "folder": subset.spec.name,
-                    "repeats": subset.spec.num_repeats,
-                    "images": len(subset.images),
-                    "captions": subset.captions_found,
-                    "class_tokens": subset.spec.class_tokens or "",
-                    "reg": subset.spec.is_reg,
-                }
-            )
-    return rows
+    """One row a subset: dataset, folder, repeats, images, captions, class_tokens, reg."""
+    return [
+        {
+            "dataset": number,
+            "folder": subset.spec.name,
+            "repeats": subset.spec.num_repeats,
+            "images": len(subset.images),
+            "captions": subset.captions_found,
+            "class_tokens": subset.spec.class_tokens or "",
+            "reg": subset.spec.is_reg,
+        }
+        for number, dataset in enumerate(group.datasets)
+        for subset in dataset.subsets
+    ]
 
 
-def print_report(group: "DatasetGroup", console: Console | None = None, steps: str = "") -> None:
-    """Print folders, buckets and the length of an epoch; warnings come last, where they are seen."""
-    console = console or Console()
-    table = Table(title="Pictures", title_justify="left")
-    for name in ("folder", "repeats", "pictures", "captions found", "without captions"):
-        table.add_column(name, justify="left" if name in ("folder", "without captions") else "right")
+def report_tables(group: "DatasetGroup") -> list[ReportTable]:
+    """Folders with what was found in them, and buckets with their pictures."""
+    folders = []
     for row in report_rows(group):
         words = f'"{row["class_tokens"]}"' if row["class_tokens"] else "no words"
         missing = row["images"] - row["captions"]
-        table.add_row(
-            row["folder"] + (" (regularisation)" if row["reg"] else ""),
-            str(row["repeats"]),
-            str(row["images"]),
-            str(row["captions"]),
-            f"{missing} -> {words}" if missing > 0 else "-",
-        )
-    console.print(table)
+        name = row["folder"] + (" (regularisation)" if row["reg"] else "")
+        instead = f"{missing}: {words}" if missing > 0 else "-"
+        folders.append((name, str(row["repeats"]), str(row["images"]), str(row["captions"]), instead))
+    buckets = []
     for number, dataset in enumerate(group.datasets):
-        buckets = ", ".join(f"{b.size[0]}x{b.size[1]}: {b.count}" for b in dataset.buckets)
-        spec = dataset.spec
-        console.print(f"data set {number}: batch size {spec.batch_size}, buckets {buckets}", markup=False)
-    console.print(
+        size = dataset.spec.batch_size
+        for bucket in dataset.buckets:
+            batches = batch_count([bucket.count], size)
+            text = f"{bucket.size[0]}x{bucket.size[1]}"
+            buckets.append((str(number + 1), text, str(bucket.count), str(batches), str(size)))
+    return [
+        ReportTable("Folders", ("folder", "repeats", "pictures", "captions found", "without caption"), tuple(folders)),
+        ReportTable("Buckets", ("data set", "size", "pictures x repeats", "batches", "batch size"), tuple(buckets)),
+    ]
+
+
+def print_report(group: "DatasetGroup", console: Console | None = None) -> None:
+    """Print folders, buckets and the length of an epoch; warnings come last, where they are seen."""
+    console = console or Console()
+    for report in report_tables(group):
+        table = Table(*report.columns, title=report.title, title_justify="left")
+        for row in report.rows:
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+    counts = (
         f"{group.images} pictures, {group.repeated_images} with repeats, {group.batches_per_epoch} batches an epoch"
-        + (f", {steps}" if steps else ""),
-        markup=False,
     )
+    console.print(Text(counts))
     for warning in group.warnings:
-        console.print(f"WARNING: {warning}", style="bold yellow", markup=False)
+        console.print(Text(f"WARNING: {warning}", style="bold yellow"))
 
 
 def bucket_events(group: "DatasetGroup") -> list[dict[str, Any]]:
@@ -93,58 +111,9 @@ def bucket_info(dataset: "Dataset") -> dict[str, Any] | None:
     return {"buckets": buckets, "mean_img_ar_error": dataset.mean_ar_error}
 
 
-def metadata_facts(group: "DatasetGroup") -> dict[str, str]:
-    """The `ss_*` entries that describe the data, as texts.
-
-    With a description file every data set is listed in `ss_datasets`; else the single data set's values stand alone.
-    """
-    facts = {
-        "ss_num_train_images": str(group.num_train_images),
-        "ss_num_reg_images": str(group.num_reg_images),
-        "ss_num_batches_per_epoch": str(group.batches_per_epoch),
-    }
-    if group.blueprint.from_file:
-        facts["ss_datasets"] = json.dumps([_dataset_entry(dataset) for dataset in group.datasets])
-        facts["ss_dataset_dirs"] = json.dumps(_directories(group, reg=False, number_twins=True))
-        facts["ss_tag_frequency"] = json.dumps(tag_frequency(group))
-        return facts
-    dataset = group.datasets[0]
-    rule = dataset.spec.bucketing
-    buckets = rule is not None and rule.enabled
-    first = dataset.subsets[0].spec
-    facts |= {
-        "ss_batch_size_per_device": str(dataset.spec.batch_size),
-        "ss_resolution": str(rule.resolution if rule is not None else None),
-        "ss_enable_bucket": str(bool(buckets)),
-        "ss_bucket_no_upscale": str(bool(rule is not None and rule.no_upscale)),
-        "ss_min_bucket_reso": str(rule.rounded_range()[0] if buckets and rule is not None else None),
-        "ss_max_bucket_reso": str(rule.rounded_range()[1] if buckets and rule is not None else None),
-        "ss_color_aug": str(first.color_aug),
-        "ss_flip_aug": str(first.flip_aug),
-        "ss_random_crop": str(first.random_crop),
-        "ss_shuffle_caption": str(first.captions.shuffle_caption),
-        "ss_keep_tokens": str(first.captions.keep_tokens),
-        "ss_dataset_dirs": json.dumps(_directories(group, reg=False)),
-        "ss_reg_dataset_dirs": json.dumps(_directories(group, reg=True)),
-        "ss_tag_frequency": json.dumps(tag_frequency(group)),
-        "ss_bucket_info": json.dumps(bucket_info(dataset)),
-    }
-    return facts
-
-
-def _directories(group: "DatasetGroup", *, reg: bool, number_twins: bool = False) -> dict[str, dict[str, int]]:
-    """Folders with repeats and pictures; folders of the same name get " (2)", " (3)" if `number_twins`."""
-    result: dict[str, dict[str, int]] = {}
-    for dataset in group.datasets:
-        for subset in dataset.subsets:
-            if subset.spec.is_reg != reg:
-                continue
-            name, count = subset.spec.name, 1
-            while number_twins and name in result:
-                count += 1
-                name = f"{subset.spec.name} ({count})"
-            result[name] = {"n_repeats": subset.spec.num_repeats, "img_count": len(subset.images)}
-    return result
+def dataset_facts(group: "DatasetGroup") -> list[dict[str, Any]]:
+    """One entry a data set, as `ss_datasets` lists them in the metadata of trained files."""
+    return [_dataset_entry(dataset) for dataset in group.datasets]
 
 
 def _dataset_entry(dataset: "Dataset") -> dict[str, Any]:

@@ -1,0 +1,154 @@
+"""The page: tabs in order, theme, script, background queue; and its launch."""
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from kohya_gui import served, widgets
+from kohya_gui.exposure import Exposure, SameSite
+from kohya_gui.services import Services
+from kohya_gui.tabs import about, lora
+from kohya_gui.tabs.jobs import JobsTab
+from kohya_gui.tabs.training import TabSpec, TrainingTab
+from kohya_gui.theme import theme
+from sd_scripts.schema.errors import UserError
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+QUEUE_SECONDS = 1.0
+
+TRAINING_TABS = (TabSpec("lora", "LoRA", "train_network", lora.PAGES, lora.REST_PAGES, lora.SET_BY_PAGE),)
+"""One line per trainer the page offers."""
+
+# what the script itself says; everything else comes translated from Python
+_SCRIPT_WORDS = (
+    "Browse", "Set back to the default", "changed", "field", "fields", "{n} more appear with other choices",
+    "No field has this name", "Close", "Copied",
+)  # fmt: skip
+
+
+@dataclass
+class App:
+    """The built page."""
+
+    blocks: gr.Blocks
+    services: Services
+    head: str = ""
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def launch(
+        self,
+        exposure: Exposure,
+        *,
+        port: int,
+        inbrowser: bool = False,
+        root_path: str | None = None,
+        debug: bool = False,
+    ) -> str:
+        """Serve the page without blocking; gives its address.
+
+        Args:
+            exposure: address, tunnel and login.
+            port: 0 takes 7860 or the next free one.
+            inbrowser: open the default browser.
+            root_path: prefix behind a reverse proxy.
+            debug: show tracebacks of the page's own mistakes in the terminal.
+        Raises:
+            UserError: if the port is taken or the address is not this machine's.
+        """
+        guard = partial(Middleware, SameSite, local_only=exposure.local and not exposure.auth)
+        try:
+            _, url, _ = self.blocks.launch(
+                server_name=exposure.listen,
+                server_port=port or None,
+                share=exposure.share,
+                auth=exposure.auth,
+                inbrowser=inbrowser,
+                root_path=root_path,
+                debug=debug,
+                prevent_thread_lock=True,
+                quiet=True,
+                show_error=True,
+                run_history=False,
+                footer_links=[],
+                theme=theme(),
+                head=self.head,
+                css=(ASSETS / "style.css").read_text(encoding="utf-8"),
+                enable_monitoring=False,
+                ssr_mode=False,
+                max_file_size="64mb",
+                allowed_paths=[],
+                app_kwargs={"middleware": [guard()], "routes": served.routes(self.services.roots, self.services.jobs)},
+            )
+        except OSError as error:
+            raise UserError(
+                f"The page cannot be served on {exposure.listen}:{port or '7860 and the following'}: {error}."
+            ) from error
+        threading.Thread(target=self._run_queue, name="queue", daemon=True).start()
+        return str(url)
+
+    def _run_queue(self) -> None:
+        """Start waiting jobs while the page runs, whether or not a browser looks."""
+        while not self._stop.wait(QUEUE_SECONDS):
+            try:
+                self.services.jobs.tick()
+            except (OSError, UserError) as error:
+                print(f"The queue could not be looked at: {error}", flush=True)
+
+    def close(self) -> None:
+        """End the server and the queue's thread; running trainings go on."""
+        self._stop.set()
+        self.blocks.close()
+
+
+def _head(facts: dict[str, Any], services: Services) -> str:
+    """The script and what it knows, all inside the page: nothing is fetched from anywhere."""
+    words = {text: services.words(text) for text in _SCRIPT_WORDS}
+    data = json.dumps({"facts": facts, "words": words}, ensure_ascii=False).replace("<", "\\u003c")
+    script = (ASSETS / "script.js").read_text(encoding="utf-8")
+    return f"<script>{script}\nObject.assign(kohya, {data});</script>"
+
+
+def _build_head(services: Services, jobs: JobsTab) -> None:
+    words = services.words
+    with gr.Row(elem_id="k-head"):
+        jobs.build_status()
+        widgets.html(
+            f'<span data-lang title="{escape(services.reach)}">{escape(services.words.language)}</span> '
+            f'<button class="k-plain" data-theme="1">{words("Light / dark")}</button>'
+        )
+
+
+def build(services: Services) -> App:
+    """Make the page."""
+    words = services.words
+    tabs = [TrainingTab(spec, services) for spec in TRAINING_TABS]
+    jobs = JobsTab(services, {tab.spec.command: tab.spec.name for tab in tabs})
+    hand_made: tuple[tuple[str, str, Callable[[], None]], ...] = (
+        ("jobs", "Jobs", jobs.build),
+        ("about", "About", partial(about.build, services)),
+    )
+    with gr.Blocks(title="Kohya's GUI", analytics_enabled=False, fill_width=True) as blocks:
+        _build_head(services, jobs)
+        with gr.Tabs(elem_id="top"):
+            for tab in tabs:
+                with gr.Tab(words(tab.spec.title), id=tab.spec.name, elem_id=f"top-{tab.spec.name}"):
+                    tab.build()
+            for name, title, make in hand_made:
+                with gr.Tab(words(title), id=name, elem_id=f"top-{name}", render_children=name == "jobs"):
+                    make()
+        jobs.wire(blocks)
+        for tab in tabs:
+            tab.wire_load(blocks)
+    facts = {tab.spec.name: tab.facts for tab in tabs}
+    return App(blocks, services, _head(facts, services))

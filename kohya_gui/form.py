@@ -1,0 +1,201 @@
+"""A form made from options: components in their places, content -> values, values -> content, and what the page's script
+needs to know to mark, search and hide fields."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+
+from kohya_gui import widgets
+from kohya_gui.layout import Group, Page, Place, accordion_name, placed_keys
+from kohya_gui.localization import Words
+from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.option import All, Any_, Condition, Given, In, Is, Not, OptionField
+
+
+@dataclass
+class Collected:
+    """What the form says: the values that differ from nothing, and what could not be read as a value."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    mistakes: list[UserError] = field(default_factory=list)
+
+
+class Form:
+    """The fields of one command on one training tab."""
+
+    def __init__(self, tab: str, fields: Mapping[str, OptionField], pages: Sequence[Page], words: Words) -> None:
+        self.tab = tab
+        self.pages = tuple(pages)
+        self.places: dict[str, Place] = dict(placed_keys(pages))
+        self.fields = {key: fields[key] for key in self.places}
+        self.words = words
+        self.components: dict[str, gr.components.Component] = {}
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys in reading order; event handlers get the contents in this order."""
+        return tuple(self.places)
+
+    @property
+    def inputs(self) -> list[gr.components.Component]:
+        """The components in the order of `keys`."""
+        return [self.components[key] for key in self.keys]
+
+    # ------------------------------------------------------------------ building
+
+    def build(self, extras: Mapping[str, Callable[[], None]]) -> None:
+        """Make the sub-tabs and fields inside the current Blocks context; `extras` builds the pages' hand-made parts."""
+        with gr.Tabs(elem_id=f"{self.tab}-pages", elem_classes=["k-pages"]):
+            for page in self.pages:
+                self._build_page(page, extras)
+
+    def _build_page(self, page: Page, extras: Mapping[str, Callable[[], None]]) -> None:
+        has_basic = any(self.fields[key].basic for key, _ in placed_keys([page])) or bool(page.extra)
+        with gr.Tab(
+            self.words(page.title),
+            id=f"{self.tab}-{page.name}",
+            elem_id=f"{self.tab}-page-{page.name}",
+            elem_classes=["k-page"] if has_basic else ["k-page", "k-advanced"],
+        ):
+            for number, group in enumerate(page.groups):
+                self._build_group(page, number, group)
+            if page.pages:
+                with gr.Tabs(elem_classes=["k-subpages"]):
+                    for child in page.pages:
+                        self._build_page(child, extras)
+            if page.extra:
+                extras[page.extra]()
+
+    def _build_group(self, page: Page, number: int, group: Group) -> None:
+        if group.plain:
+            self._build_fields(group)
+            return
+        basic = any(self.fields[key].basic for key in group.keys)
+        with gr.Accordion(
+            self.words(group.title),
+            open=False,
+            elem_id=f"{self.tab}-group-{accordion_name(page, number)}",
+            elem_classes=["k-group"] if basic else ["k-group", "k-advanced"],
+        ):
+            self._build_fields(group)
+
+    def _build_fields(self, group: Group) -> None:
+        with gr.Row(elem_classes=["k-grid"]):
+            for key in group.keys:
+                wide = key in group.wide
+                self.components[key] = widgets.make(self.fields[key], self.words, tab=self.tab, wide=wide)
+
+    # ------------------------------------------------------------------ values
+
+    def collect(self, contents: Sequence[Any]) -> Collected:
+        """The values of all fields, given the components' contents in the order of `keys`.
+
+        An empty field is left out, so that the trainer's default holds, except where emptying says something else than the
+        default does: then it is None. A text that is no value is a mistake, not a value.
+        """
+        found = Collected()
+        for key, content in zip(self.keys, contents, strict=True):
+            try:
+                value = widgets.read(self.fields[key], content)
+            except UserError as mistake:
+                found.mistakes.append(mistake)
+                continue
+            if value is not None or self._can_be_emptied(self.fields[key]):
+                found.values[key] = value
+        return found
+
+    def _can_be_emptied(self, option: OptionField) -> bool:
+        return option.optional and option.default is not None
+
+    def fill(self, values: Mapping[str, Any]) -> list[Any]:
+        """One update per component, in the order of `keys`, that shows exactly these values; missing keys get their default."""
+        return [self._update(key, values.get(key, self.fields[key].default)) for key in self.keys]
+
+    def patch(self, values: Mapping[str, Any]) -> list[Any]:
+        """Like `fill`, but fields that are not among `values` stay as they are."""
+        return [self._update(key, values[key]) if key in values else gr.skip() for key in self.keys]
+
+    def _update(self, key: str, value: Any) -> Any:
+        field_ = self.fields[key]
+        content = widgets.show(field_, value)
+        known = {str(choice) for choice in field_.choices} | {""}
+        if isinstance(self.components[key], gr.Dropdown) and content not in known:
+            return gr.Dropdown(value=content, choices=[*widgets.choice_pairs(field_), (content, content)])
+        return content
+
+    def effective(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values with every missing key at its default."""
+        return {key: values.get(key, option.default) for key, option in self.fields.items()}
+
+    def applicable(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values without those of fields that do not apply: hidden means not sent."""
+        off = self.hidden(values)
+        return {key: value for key, value in values.items() if key not in off}
+
+    def changed(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """Keys whose value is not the trainer's default, with that default as text."""
+        marked = {}
+        for key, option in self.fields.items():
+            value = values.get(key, option.default)
+            if value != option.default and not (value in (None, "") and option.default in (None, "")):
+                marked[key] = self._default_text(option)
+        return marked
+
+    def _default_text(self, option: OptionField) -> str:
+        if option.type == "bool":
+            return self.words("default on") if option.default else self.words("default off")
+        text = str(widgets.show(option, option.default))
+        return self.words("default {value}", value=text if len(text) <= 24 else text[:23] + "…") if text else ""
+
+    def hidden(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """Keys that do not apply with these values, with the reason."""
+        full = self.effective(values)
+        return {
+            key: self.words("Applies {when}.", when=self.reason(option.when))
+            for key, option in self.fields.items()
+            if option.when is not None and not option.when.holds(full)
+        }
+
+    def reason(self, condition: Condition) -> str:
+        """A condition in words."""
+        label = {key: option.label for key, option in self.fields.items()}
+        if isinstance(condition, Is):
+            name = label.get(condition.key, condition.key)
+            if isinstance(condition.value, bool):
+                return (
+                    self.words("with {name} on", name=name)
+                    if condition.value
+                    else self.words("with {name} off", name=name)
+                )
+            return self.words("with {name} {value}", name=name, value=condition.value)
+        if isinstance(condition, In):
+            values = ", ".join(str(value) for value in condition.values)
+            return self.words("with {name} {value}", name=label.get(condition.key, condition.key), value=values)
+        if isinstance(condition, Given):
+            return self.words("when {name} is set", name=label.get(condition.key, condition.key))
+        if isinstance(condition, Not):
+            return self.words("unless {when}", when=self.reason(condition.part))
+        joint = " and " if isinstance(condition, All) else " or "
+        parts = condition.parts if isinstance(condition, All | Any_) else ()
+        return self.words(joint).join(self.reason(part) for part in parts)
+
+    # ------------------------------------------------------------------ for the script in the page
+
+    def facts(self) -> dict[str, Any]:
+        """What the page's script knows about every field: label, tooltip, place, and whether it is a path."""
+        entries = {}
+        for key, option in self.fields.items():
+            place = self.places[key]
+            entries[key] = {
+                "label": self.words(option.label),
+                "tip": widgets.tooltip(option, self.words),
+                "tabs": [f"{self.tab}-page-{name}" for name in place.tabs],
+                "group": f"{self.tab}-group-{place.accordion}" if place.accordion else "",
+                "kind": option.kind if option.kind in widgets.PATH_KINDS else "",
+                "basic": option.basic,
+                "default": self._default_text(option),
+                "list": [str(choice) for choice in option.choices] if option.kind in widgets.PATH_KINDS else [],
+            }
+        return entries

@@ -1,0 +1,84 @@
+"""The page's own addresses: a file below the allowed roots, a thumbnail of a picture, a job's log. All behind the login."""
+
+import mimetypes
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from kohya_gui import pictures
+from kohya_gui.jobs import JobStore
+from kohya_gui.paths import IMAGE_SUFFIXES, Roots
+from sd_scripts.schema.errors import UserError
+
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'",
+    "Cache-Control": "private, no-cache",
+}
+THUMB_SIZES = (64, 512)
+
+
+def signed_in(request: Request) -> bool:
+    """Whether the request carries the cookie Gradio sets after a login, or none is needed."""
+    app: Any = request.app
+    if app.auth is None and app.auth_dependency is None:
+        return True
+    names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
+    token = next((request.cookies[name] for name in names if name in request.cookies), None)
+    return token is not None and app.tokens.get(token) is not None
+
+
+async def _answer(work: Callable[[Request], Response], request: Request) -> Response:
+    if not signed_in(request):
+        return PlainTextResponse("Log in first.", 401)
+    try:
+        return await anyio.to_thread.run_sync(work, request)
+    except UserError as error:
+        return PlainTextResponse(str(error), 404)
+
+
+def _file(roots: Roots, request: Request) -> Response:
+    path = roots.inside(request.query_params.get("path", ""))
+    if not path.is_file() or path.name.startswith("."):
+        raise UserError(f"There is no file {path.name}.")
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    inline = path.suffix.lower() in IMAGE_SUFFIXES and "download" not in request.query_params
+    # only pictures are shown by the browser; whatever else lies there is saved, never run as a page
+    return FileResponse(
+        path,
+        media_type=kind if inline else "application/octet-stream",
+        filename=path.name,
+        content_disposition_type="inline" if inline else "attachment",
+        headers=_HEADERS,
+    )
+
+
+def _thumb(roots: Roots, request: Request) -> Response:
+    path = roots.inside(request.query_params.get("path", ""))
+    wanted = request.query_params.get("size", "160")
+    size = min(max(int(wanted) if wanted.isdecimal() else 160, THUMB_SIZES[0]), THUMB_SIZES[1])
+    made = pictures.thumbnail(path, size)
+    return FileResponse(made, headers={**_HEADERS, "Cache-Control": "private, max-age=3600"})
+
+
+def _log(jobs: JobStore, request: Request) -> Response:
+    view = jobs.get(request.query_params.get("job", ""))
+    text = jobs.log(view.id, tail=1_000_000)
+    name = "".join(sign if sign.isascii() and (sign.isalnum() or sign in "-_.") else "_" for sign in view.name)
+    headers = {**_HEADERS, "Content-Disposition": f'attachment; filename="{name or "job"}.log"'}
+    return PlainTextResponse(text, headers=headers)
+
+
+def routes(roots: Roots, jobs: JobStore) -> list[Route]:
+    """The routes for the web application; relative to the page, so that a reverse proxy's prefix works."""
+    works: dict[str, Callable[[Request], Response]] = {
+        "/kohya/file": partial(_file, roots),
+        "/kohya/thumb": partial(_thumb, roots),
+        "/kohya/log": partial(_log, jobs),
+    }
+    return [Route(path, partial(_answer, work), methods=["GET"]) for path, work in works.items()]

@@ -1,0 +1,128 @@
+"""The plan card beside a training form, and the dialogs that show the command: all as HTML made from plain data."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html import escape
+from typing import Any
+
+from kohya_gui.checks import PlanView, Problem
+from kohya_gui.command import Plan
+from kohya_gui.localization import Words
+from sd_scripts.schema.errors import UserError
+
+SAID = {"error": "error", "warning": "warning"}
+
+
+def card(view: PlanView, tab: str, words: Words) -> str:
+    """The plan: what trains on what for how long, what is written, and every complaint with the way to its field."""
+    rows = "".join(f"<dt>{escape(words(label))}</dt><dd>{escape(text)}</dd>" for label, text in view.lines)
+    problems = "".join(_problem(problem, tab, words) for problem in view.problems)
+    return f'<h2>{words("Plan")}</h2><dl class="k-plan-lines">{rows}</dl>{problems}'
+
+
+def _problem(problem: Problem, tab: str, words: Words) -> str:
+    severity = SAID.get(problem.severity, "warning")
+    text = escape(f"{problem.message} {problem.hint}".strip())
+    if not problem.key:
+        return f'<div class="k-problem k-{severity}" role="alert"><span>{text}</span></div>'
+    return (
+        f'<button class="k-problem k-{severity}" data-go="{escape(problem.key)}" data-tab="{tab}">'
+        f"<span>{text}</span><b>{words('go to')}</b></button>"
+    )
+
+
+def sentence(text: str) -> str:
+    """One sentence for a dialog."""
+    return f"<p>{escape(text)}</p>"
+
+
+def with_mistakes(view: PlanView, mistakes: Sequence[UserError]) -> PlanView:
+    """The plan with what could not be read in the form as its first errors."""
+    found = [Problem("error", mistake.key, mistake.message, mistake.hint) for mistake in mistakes]
+    taken = {mistake.key for mistake in mistakes}
+    return replace(view, problems=[*found, *(problem for problem in view.problems if problem.key not in taken)])
+
+
+def verdict(view: PlanView, words: Words) -> str:
+    """The sentence under the Start button."""
+    errors = sum(problem.severity == "error" for problem in view.problems)
+    if errors == 1:
+        return words("1 thing to mend before it can start.")
+    return words("{n} things to mend before it can start.", n=errors) if errors else words("Ready to start.")
+
+
+def command_sheet(plan: Plan, words: Words) -> str:
+    """The exact command line, one option a line, with the environment it gets."""
+    lines = [f"{name}={shlex.quote(value)} \\" for name, value in sorted(plan.env.items())]
+    lines += _folded(plan.argv)
+    notes = "".join(f"<p class='k-quiet'>{escape(note)}</p>" for note in plan.notes)
+    return f'{notes}<pre id="k-command">{escape(chr(10).join(lines))}</pre>{_copy("#k-command", words)}'
+
+
+def _folded(argv: Sequence[str]) -> list[str]:
+    """The words of a command, a new line before every flag after the program."""
+    lines: list[str] = []
+    for word in argv:
+        if lines and not word.startswith("--"):
+            lines[-1] += f" {shlex.quote(word)}"
+        else:
+            lines.append(shlex.quote(word))
+    return [line + (" \\" if number + 1 < len(lines) else "") for number, line in enumerate(lines)]
+
+
+def toml_sheet(plan: Plan, words: Words) -> str:
+    """The configuration file that the trainer reads."""
+    return f'<pre id="k-toml">{escape(plan.toml_text)}</pre>{_copy("#k-toml", words)}'
+
+
+def _copy(selector: str, words: Words) -> str:
+    return f'<div class="k-foot"><button data-copy="{selector}">{words("Copy")}</button></div>'
+
+
+def compare_sheet(rows: Sequence[tuple[str, str, str, str]], left: str, tab: str, words: Words) -> str:
+    """Two columns of values side by side.
+
+    Args:
+        rows: (key, label, value here, value there) of every option that differs.
+        left: what the other side is called.
+        tab: the training tab, for the way to the field.
+    """
+    if not rows:
+        return f'<p class="k-quiet">{words("Nothing differs from {name}.", name=escape(left))}</p>'
+    head = f"<tr><th>{words('Field')}</th><th>{words('Here')}</th><th>{escape(left)}</th></tr>"
+    body = "".join(
+        f'<tr><td><button class="k-link" data-close-go="{escape(key)}" data-go="{escape(key)}" data-tab="{tab}">{escape(label)}</button>'
+        f"</td><td>{escape(here)}</td><td>{escape(there)}</td></tr>"
+        for key, label, here, there in rows
+    )
+    return f'<table class="k-table">{head}{body}</table>'
+
+
+def report_sheet(lines: Sequence[Any], words: Words) -> str:
+    """What opening an older file renamed, repaired, kept aside or left out."""
+    titles = {
+        "renamed": words("Renamed"),
+        "repaired": words("Repaired"),
+        "retired": words("No longer used"),
+        "kept": words("Kept, but not on this form"),
+        "unknown": words("Unknown, kept aside"),
+    }
+    parts = []
+    for kind, title in titles.items():
+        chosen = [line for line in lines if line.kind == kind]
+        if chosen:
+            rows = "".join(f"<li><code>{escape(line.key)}</code> {escape(line.message)}</li>" for line in chosen)
+            parts.append(f"<h3>{title} ({len(chosen)})</h3><ul>{rows}</ul>")
+    return "".join(parts) or f'<p class="k-quiet">{words("Every key was understood as it is.")}</p>'
+
+
+def notes(view: PlanView, mistakes: Mapping[str, str], infos: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """What stands under each field: errors before warnings before plain remarks."""
+    said: dict[str, dict[str, Any]] = {key: {"say": "info", "text": text} for key, text in infos.items()}
+    for severity in ("warning", "error"):
+        for problem in view.problems:
+            if problem.key and problem.severity == severity:
+                said[problem.key] = {"say": severity, "text": f"{problem.message} {problem.hint}".strip()}
+    said.update({key: {"say": "error", "text": text} for key, text in mistakes.items()})
+    return said

@@ -1,0 +1,261 @@
+"""THE training tab: toolbar, form, plan, start. Built once per trainer from a `TabSpec`; nothing in here knows LoRA."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from kohya_gui import checks, command, pickers, widgets
+from kohya_gui.checks import PlanView
+from kohya_gui.form import Collected, Form
+from kohya_gui.layout import Page
+from kohya_gui.layout import complete as complete_layout
+from kohya_gui.services import Services
+from kohya_gui.tabs import plan as plan_view
+from kohya_gui.tabs.config_bar import ConfigBar, FileState
+from kohya_gui.tabs.dataset import DatasetView
+from kohya_gui.tabs.message import channel
+from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.fields import fields
+
+VIEWS = ("Basic", "All", "Changed")
+
+
+@dataclass(frozen=True)
+class TabSpec:
+    """What makes one training tab: its name in HTML ids, its title, the command it builds, and where options stand."""
+
+    name: str
+    title: str
+    command: str
+    pages: tuple[Page, ...]
+    rest_pages: Mapping[str, str]
+    set_by_page: frozenset[str] = frozenset()
+
+
+class TrainingTab:
+    """One training tab. `build` makes it inside the current `gr.Tab`; sessions share the object, so it holds no state."""
+
+    def __init__(self, spec: TabSpec, services: Services) -> None:
+        self.spec = spec
+        self.services = services
+        self.words = services.words
+        known = fields(spec.command)
+        pages = complete_layout(spec.pages, known, spec.rest_pages, spec.set_by_page)
+        self.form = Form(spec.name, known, pages, services.words)
+        self.bar = ConfigBar(spec.name, self.form, services)
+        self.dataset = DatasetView(spec.name, spec.command, services)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the page's script knows about this tab's fields and dialogs."""
+        return {**self.form.facts(), **self.bar.facts()}
+
+    # ------------------------------------------------------------------ building
+
+    def build(self) -> None:
+        """Make the tab."""
+        name = self.spec.name
+        with gr.Column(elem_id=f"{name}-tab", elem_classes=["k-tab"]), gr.Row(elem_classes=["k-two"]):
+            with gr.Column(elem_classes=["k-left"]):
+                self.bar.build()
+                with gr.Row(elem_classes=["k-bar"]):
+                    gr.Textbox(
+                        show_label=False,
+                        label=self.words("Search any field by name or flag"),
+                        placeholder=self.words("Search any field by name or flag"),
+                        elem_id=f"{name}-search",
+                        elem_classes=["k-search"],
+                        max_lines=1,
+                        min_width=0,
+                    )
+                    view = gr.Radio(
+                        [(self.words(text), text) for text in VIEWS],
+                        value=VIEWS[0],
+                        show_label=False,
+                        label=self.words("Fields shown"),
+                        elem_id=f"{name}-view",
+                        elem_classes=["k-switch"],
+                        min_width=0,
+                    )
+                    view.change(None, view, None, js=f"(v) => kohya.view('{name}', v)", api_visibility="private")
+                with gr.Column(elem_id=f"{name}-form", elem_classes=["k-form", "k-card"]):
+                    self.form.build({"dataset": self.dataset.build})
+            with gr.Column(elem_classes=["k-right"]):
+                self._build_plan()
+        self._wire()
+
+    def _build_plan(self) -> None:
+        name = self.spec.name
+        with gr.Column(elem_classes=["k-card", "k-plan"]):
+            self.plan_html = widgets.html(f"<h2>{self.words('Plan')}</h2>", elem_id=f"{name}-plan")
+            with gr.Row(elem_classes=["k-start"]):
+                self.start = gr.Button(
+                    self.words("Start training"), variant="primary", elem_id=f"{name}-start", min_width=0, scale=2
+                )
+                self.queue = gr.Button(self.words("Add to queue"), elem_id=f"{name}-queue", min_width=0, scale=1)
+            self.verdict = widgets.html("", elem_id=f"{name}-verdict", elem_classes=["k-quiet"])
+            with gr.Row(elem_classes=["k-links"]):
+                self.show_command = gr.Button(self.words("Command"), elem_id=f"{name}-command", min_width=0)
+                self.show_toml = gr.Button("TOML", elem_id=f"{name}-toml", min_width=0)
+                self.show_compare = gr.Button(
+                    self.words("Compare with the file"), elem_id=f"{name}-compare", min_width=0
+                )
+        self.pictures_html = self.dataset.build_strip()
+        self.refresh = gr.Button("", elem_id=f"{name}-refresh", visible="hidden")
+        self.channel = widgets.html(
+            value={},
+            html_template="",
+            elem_id=f"{name}-channel",
+            elem_classes=["k-channel"],
+            js_on_load=f"kohya.join('{name}', trigger, server); watch('value', () => kohya.receive('{name}', props.value))",
+            server_functions=self._server_functions(),
+        )
+
+    def _server_functions(self) -> list[Callable[[dict[str, Any]], Any]]:
+        """What the page's script may call by itself: the browse dialog and completion of typed paths."""
+        services, facts = self.services, self.facts
+
+        def browse(request: dict[str, Any]) -> dict[str, str]:
+            fact = facts.get(str(request.get("key")), {})
+            asked = {"path": request.get("path"), "kind": fact.get("kind"), "name": fact.get("name", "")}
+            return pickers.dialog(services.roots, services.words, asked)
+
+        def complete(request: dict[str, Any]) -> list[str]:
+            return pickers.completions(services.roots, request)
+
+        return [browse, complete]
+
+    def _wire(self) -> None:
+        form, bar = self.form, self.bar
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 4}
+        later = f"() => kohya.later('{self.spec.name}')"
+        gr.on([part.change for part in form.inputs], None, None, None, js=later, api_visibility="private")
+        self.refresh.click(
+            self._refresh,
+            [bar.file, *form.inputs],
+            [self.plan_html, self.verdict, self.start, self.queue, bar.name_html, self.pictures_html, self.channel],
+            trigger_mode="always_last",
+            **quiet,
+        )
+        self.channel.click(self._act, [bar.file, *form.inputs], [bar.file, self.channel, *form.inputs], **quiet)
+        for button, waits in ((self.start, False), (self.queue, True)):
+            button.click(
+                partial(self._launch, waits), [bar.file, *form.inputs], [self.channel], trigger_mode="once", **quiet
+            )
+        for button, kind in ((self.show_command, "command"), (self.show_toml, "toml"), (self.show_compare, "compare")):
+            button.click(partial(self._show, kind), [bar.file, *form.inputs], [self.channel], **quiet)
+        bar.wire(self.channel, quiet)
+        self.dataset.wire(form, quiet)
+
+    def wire_load(self, page: gr.Blocks) -> None:
+        """Show the demo's values, if any, and the plan as soon as the page is open."""
+        start = dict(self.services.demo or {})
+        fill = partial(self.form.fill, start) if start else None
+        later = f"() => kohya.later('{self.spec.name}')"
+        page.load(
+            fill, None, self.form.inputs if start else None, js=None if start else later, api_visibility="private"
+        )
+
+    # ------------------------------------------------------------------ what happens
+
+    def _look(self, contents: tuple[Any, ...]) -> tuple[Collected, PlanView]:
+        found = self.form.collect(contents)
+        return found, checks.plan(self.spec.command, found.values, self.services.roots)
+
+    def _fields_message(self, found: Collected, view: PlanView) -> dict[str, Any]:
+        mistakes = {mistake.key: str(mistake) for mistake in found.mistakes if mistake.key}
+        return {
+            "changed": self.form.changed(found.values),
+            "off": self.form.hidden(found.values),
+            "notes": plan_view.notes(view, mistakes, view.remarks),
+        }
+
+    def _refresh(self, file: FileState, *contents: Any) -> list[Any]:
+        found, view = self._look(contents)
+        view = plan_view.with_mistakes(view, found.mistakes)
+        ready = not any(problem.severity == "error" for problem in view.problems)
+        return [
+            plan_view.card(view, self.spec.name, self.words),
+            plan_view.verdict(view, self.words),
+            gr.update(interactive=ready),
+            gr.update(interactive=ready),
+            self.bar.name_text(file, found.values),
+            self.dataset.strip(found.values),
+            channel(fields=self._fields_message(found, view)),
+        ]
+
+    def _act(self, event: gr.EventData, file: FileState, *contents: Any) -> list[Any]:
+        """What the page's script asks for: set or reset fields, take a path, open a text."""
+        asked: dict[str, Any] = dict(event._data or {})
+        keep = [gr.skip()] * len(self.form.keys)
+        action, key = asked.get("do"), str(asked.get("key", ""))
+        if action == "reset" and key in self.form.fields:
+            return [file, channel(later=True), *self.form.patch({key: self.form.fields[key].default})]
+        if action == "set":
+            wanted = {k: v for k, v in dict(asked.get("values") or {}).items() if k in self.form.fields}
+            return [file, channel(later=True, close=True), *self.form.patch(wanted)]
+        if action == "pick" and key in self.form.fields:
+            return [file, channel(later=True), *self.form.patch({key: asked.get("path")})]
+        if action == "open_job":
+            return self._open_job(str(asked.get("job", "")), asked.get("go"), file)
+        if action in ("pick", "open_text"):
+            return self.bar.act(asked, file, self.form.collect(contents).values)
+        return [file, channel(), *keep]
+
+    def _open_job(self, job: str, go: str | None, file: FileState) -> list[Any]:
+        """Show the values a job was made from; a job that still waits leaves the queue, so that it does not run twice."""
+        store = self.services.jobs
+        try:
+            view, values = store.get(job), store.values(job)
+            if view.state == "waiting":
+                store.remove(job)
+                gr.Info(self.words("{name} has left the queue; add it again when it is right.", name=view.name))
+        except UserError as error:
+            gr.Warning(str(error))
+            return [file, channel(), *[gr.skip()] * len(self.form.keys)]
+        opened = FileState(name=self.words("from the job {name}", name=view.name), values=values)
+        return [opened, channel(later=True, go=go), *self.form.fill(values)]
+
+    def _launch(self, waits: bool, file: FileState, *contents: Any) -> dict[str, Any]:
+        found, view = self._look(contents)
+        view = plan_view.with_mistakes(view, found.mistakes)
+        wrong = [problem for problem in view.problems if problem.severity == "error"]
+        message = {"fields": self._fields_message(found, view)}
+        if wrong:
+            gr.Warning(wrong[0].message)
+            return channel(**message, go=next((problem.key for problem in wrong if problem.key), None))
+        values = self.form.applicable(found.values)
+        store = self.services.jobs
+        try:
+            made = command.build(self.spec.command, values, job_dir=None)
+            job = store.create(made, values, str(values.get("output_name") or file.name or self.spec.title))
+            started = store.tick()
+        except UserError as error:
+            gr.Warning(str(error))
+            return channel(**message, go=error.key)
+        if waits or job.id not in started:
+            gr.Info(
+                self.words("{name} is in the queue.", name=job.name)
+                if job.id not in started
+                else self.words("{name} has started.", name=job.name)
+            )
+        return channel(**message, top=None if waits else "jobs")
+
+    def _show(self, kind: str, file: FileState, *contents: Any) -> dict[str, Any]:
+        found = self.form.collect(contents)
+        values = self.form.applicable(found.values)
+        words = self.words
+        if kind == "compare":
+            rows = self.bar.differences(file, values)
+            sheet = plan_view.compare_sheet(rows, file.name or words("the defaults"), self.spec.name, words)
+            return channel(sheet={"title": words("Compare"), "html": sheet})
+        try:
+            made = command.build(self.spec.command, values, job_dir=None)
+        except UserError as error:
+            return channel(sheet={"title": words("Not yet"), "html": plan_view.sentence(str(error))})
+        if kind == "toml":
+            return channel(sheet={"title": "TOML", "html": plan_view.toml_sheet(made, words)})
+        return channel(sheet={"title": words("Command"), "html": plan_view.command_sheet(made, words)})

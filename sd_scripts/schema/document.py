@@ -1,4 +1,4 @@
-"""Writes docs/options.md from the schema: `python -m sd_scripts.schema.document`, or `--check` to see whether it is fresh."""
+"""Writes docs/options.md from the schema: `python -m sd_scripts.schema.document`; with `--check` only compares it."""
 
 import argparse
 import sys
@@ -23,13 +23,14 @@ _TYPES = {
     "list[str]": "several texts",
     "list[float]": "several numbers",
 }
+_TABLE = "| Option | Type | Default | Allowed | What it does |\n| --- | --- | --- | --- | --- |\n"
 _HEAD = """# Options
 
 Made from `sd_scripts/schema` by `python -m sd_scripts.schema.document`; change it there.
 
-An option is a flag on the command line (`--name value`, `--name=value`; a switch takes no value), a key in the TOML file of
-`--config_file` (`name = value`, `true` for a switch), and a field on the page. The command line goes before the file, the
-file before the default. Tables in the file are joined; their names don't matter.
+An option is a flag on the command line (`--name value`, `--name=value`; a switch takes no value), a key in the TOML
+file of `--config_file` (`name = value`, `true` for a switch), and a field on the page. The command line goes before the
+file, the file before the default. Tables in the file are joined; their names don't matter.
 """
 
 
@@ -57,9 +58,7 @@ def document() -> str:
 def _sections(found: Iterable[OptionField], prefix: str) -> list[str]:
     parts = []
     for title, members in groupby(found, key=lambda field: field.section):
-        parts.append(
-            f"\n### {title}\n\n| Option | Type | Default | Allowed | What it does |\n| --- | --- | --- | --- | --- |\n"
-        )
+        parts.append(f"\n### {title}\n\n{_TABLE}")
         parts += [_row(field, prefix) for field in members]
     return parts
 
@@ -67,7 +66,8 @@ def _sections(found: Iterable[OptionField], prefix: str) -> list[str]:
 def _row(field: OptionField, prefix: str) -> str:
     default = default_text(field)
     shown = default if default in ("none", "empty", "on", "off") else f"`{default}`"
-    return f"| `{prefix}{field.key}` | {_TYPES[field.type]} | {_cell(shown)} | {_cell(_range(field))} | {_cell(field.help)} |\n"
+    cells = (f"`{prefix}{field.key}`", _TYPES[field.type], shown, _range(field), field.help)
+    return "".join(f"| {_cell(cell)} " for cell in cells) + "|\n"
 
 
 def _range(field: OptionField) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NoReturn, overload
 from .commands import Config, TrainNetworkConfig
 from .errors import UserError
 from .fields import allowed, convert, find_command, trainer_fields
+from .fields import fields as all_fields
 from .option import OptionField, section_fields
 from .retired import RETIRED
 from .rules import check, implied
@@ -126,19 +127,30 @@ def _read_argv(command: str, argv: Sequence[str], notes: list[str]) -> dict[str,
             notes.append(f"--{name} is ignored: {RETIRED[name]}.")
             retired = True
         elif argument.startswith("--") or not retired:  # the value of a retired flag is left out with it
-            _unknown_argument(command, argument, fields)
+            _unknown_argument(command, argument)
     return {key: convert(fields[key], value, "on the command line") for key, value in vars(namespace).items()}
 
 
-def _unknown_argument(command: str, argument: str, fields: Mapping[str, OptionField]) -> NoReturn:
+def _unknown_argument(command: str, argument: str) -> NoReturn:
     script = Path(find_command(command).module).name
     if not argument.startswith("-"):
         raise UserError(
             f"{argument!r} on the command line belongs to no option.", hint="Put values with blanks in quotes."
         )
     name = argument.lstrip("-").split("=")[0]
-    hint = nearest(f"--{name}", [f"--{key}" for key in fields])
-    raise UserError(f"--{name} is no option of {script}.", hint=hint or "docs/options.md lists them all.")
+    raise UserError(f"--{name} is no option of {script}.", name, _way_out(command, name))
+
+
+def _way_out(command: str, name: str) -> str:
+    """What to do about a name that is no flag of the trainer."""
+    known = all_fields(command).get(name)
+    if known is not None and known.target == "network_args":
+        return f"Write it into network_args, as {name}=value."
+    if known is not None and known.target == "launcher":
+        return f"It belongs to accelerate launch, before the script: --{name}."
+    if known is not None:
+        return "It is a field of the page only."
+    return nearest(name, trainer_fields(command)) or "docs/options.md lists them all."
 
 
 def _toml_path(text: str) -> Path:
@@ -164,9 +176,7 @@ def _read_toml(command: str, path: Path, notes: list[str]) -> dict[str, Any]:
         if key not in fields and key in RETIRED:
             notes.append(f"{key} in {path.name} is ignored: {RETIRED[key]}.")
         elif key not in fields:
-            raise UserError(
-                f"{key} in {path} is no option.", key, nearest(key, fields) or "docs/options.md lists them all."
-            )
+            raise UserError(f"{key} in {path} is no option.", key, _way_out(command, key))
         else:
             read[key] = convert(fields[key], value, f"in {path}")
     return read

@@ -49,9 +49,9 @@ def needs_resolution(values: Values) -> Finding | None:
     except UserError as problem:
         return error(problem.key, problem.message, problem.hint)
     if not values["enable_bucket"] and (width % 8 or height % 8):
-        return error(
+        return warning(
             "resolution",
-            f"The resolution {width}x{height} is no multiple of 8.",
+            f"The resolution {width}x{height} is no multiple of 8; up to 7 pixels at the edges are not learned.",
             "Use a multiple of 64, or switch on buckets.",
         )
     return None
@@ -98,19 +98,13 @@ def bucket_steps(values: Values) -> Finding | None:
             f"The step between bucket sizes is {step}, but SDXL needs a multiple of 32.",
             "Use 32 or 64.",
         )
-    if step % 8:
-        return error(
-            "bucket_reso_steps",
-            f"The step between bucket sizes is {step}, but must be a multiple of 8.",
-            "64 is usual.",
-        )
-    if not values["sdxl"]:
-        return warning(
-            "bucket_reso_steps",
-            f"With {step} pixels between bucket sizes the U-Net works on odd sizes, slightly worse.",
-            "64 is usual.",
-        )
-    return None
+    if values["sdxl"]:
+        return None
+    return warning(
+        "bucket_reso_steps",
+        f"With a step of {step} between bucket sizes the U-Net works on odd sizes, slightly worse.",
+        "64 is usual.",
+    )
 
 
 def face_crop(values: Values) -> Finding | None:

@@ -77,10 +77,12 @@ def self_tuning_rate(values: Values) -> Finding | None:
     """Prodigy and DAdapt find the rate themselves and want a factor near 1."""
     highest = max(_rates(values).values(), default=0)
     if _tunes_itself(values) and 0 < highest < 0.1:
+        name = values["optimizer_type"]
         return warning(
-            "learning_rate", f"{values['optimizer_type']} finds the learning rate itself; {highest:g} makes it learn hardly anything.",
+            "learning_rate",
+            f"{name} finds the learning rate itself; a rate of {highest:g} slows it down to nothing.",
             "Set the learning rates to 1.",
-        )  # fmt: skip
+        )
     return None
 
 

@@ -207,7 +207,7 @@ def processes_and_gpus(values: Values) -> Finding | None:
     processes = values["num_processes"]
     if processes > 1 and not values["multi_gpu"]:
         return warning(
-            "multi_gpu", f"{processes} processes are asked for, but not several GPUs.", "Switch on Several GPUs."
+            "multi_gpu", f"There are {processes} processes asked for, but not several GPUs.", "Switch on Several GPUs."
         )
     if values["multi_gpu"] and processes == 1 and values["num_machines"] == 1:
         return warning(
@@ -230,7 +230,9 @@ def several_machines(values: Values) -> Finding | None:
         )
     if machines > 1 and not values["main_process_ip"]:
         return error(
-            "main_process_ip", f"{machines} machines need the address of the first one.", "Give main_process_ip."
+            "main_process_ip",
+            f"Training on {machines} machines needs the address of the first one.",
+            "Give main_process_ip.",
         )
     if values["num_processes"] < machines:
         return error(

@@ -166,7 +166,7 @@ class SavingOptions(MetadataOptions, HubOptions):
     )
     save_last_n_epochs_state: int | None = option(
         None,
-        "The same for training states; as for the files if empty.",
+        "Keep only the states of the last n epochs that were saved; as many as files if empty.",
         label="Keep the last states",
         minimum=1,
         step=1,
@@ -186,7 +186,7 @@ class SavingOptions(MetadataOptions, HubOptions):
     )
     save_last_n_steps_state: int | None = option(
         None,
-        "The same for training states; as for the files if empty.",
+        "Keep only states saved within the last n steps; as for files if empty.",
         label="Keep states of the last",
         minimum=1,
         step=1,

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from .dataset import CaptionOptions, DatasetOptions
+from .finding import Finding
 from .gui import GuiOptions
 from .launcher import LauncherOptions
 from .logging import LoggingOptions
@@ -27,12 +28,12 @@ from .validation import ValidationOptions
 class Config:
     """The options of one run, section by section. Nothing writes to it after parsing.
 
-    `given` are the keys that were set on the command line or in the file; `warnings` are sentences about them.
+    `given` are the keys that were set on the command line or in the file; `warnings` are doubts about them that did not stop the run.
     """
 
     command: str = ""
     given: frozenset[str] = frozenset()
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Finding, ...] = ()
 
     def values(self) -> dict[str, Any]:
         """All options as one flat mapping from key to value."""

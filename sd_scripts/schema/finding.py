@@ -19,6 +19,9 @@ class Finding:
     message: str
     hint: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
 
 Rule = Callable[[Values], Finding | None]
 

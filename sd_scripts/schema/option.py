@@ -3,6 +3,7 @@
 import dataclasses
 import types
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, dataclass_transform
@@ -13,16 +14,16 @@ _T = TypeVar("_T")
 Scalar = str | int | float | bool | None
 
 
-class Condition:
+class Condition(ABC):
     """Says from the other options' values whether an option applies. `values` must hold every key of `keys()`."""
 
+    @abstractmethod
     def holds(self, values: Mapping[str, Any]) -> bool:
         """True if the option applies with these values."""
-        raise NotImplementedError(type(self).__name__)
 
+    @abstractmethod
     def keys(self) -> frozenset[str]:
         """The options whose values decide."""
-        raise NotImplementedError(type(self).__name__)
 
 
 @dataclass(frozen=True)

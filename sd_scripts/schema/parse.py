@@ -11,6 +11,7 @@ from .commands import Config, TrainNetworkConfig
 from .errors import UserError
 from .fields import allowed, convert, find_command, trainer_fields
 from .fields import fields as all_fields
+from .finding import Finding, warning
 from .option import OptionField, section_fields
 from .retired import RETIRED
 from .rules import check, implied
@@ -82,7 +83,7 @@ def parse(command: str, argv: Sequence[str]) -> Config:
         SystemExit: after --help and --output_config.
     """
     fields = trainer_fields(command)
-    notes: list[str] = []
+    notes: list[Finding] = []
     given = _read_argv(command, argv, notes)
     if "config_file" in given and not given.get("output_config"):
         path = _toml_path(given["config_file"])
@@ -94,21 +95,21 @@ def parse(command: str, argv: Sequence[str]) -> Config:
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         _raise(errors)
-    notes += [f"{finding.message} {finding.hint}".strip() for finding in findings]
+    notes += findings
     values = {key: field.default for key, field in fields.items()} | given
     values.update(implied(values))
     return _build(command, values, frozenset(given), tuple(notes))
 
 
-def _raise(errors: Sequence[Any]) -> NoReturn:
+def _raise(errors: Sequence[Finding]) -> NoReturn:
     first = errors[0]
     if len(errors) == 1:
         raise UserError(first.message, first.key, first.hint)
-    lines = "".join(f"\n- {error.message} {error.hint}".rstrip() for error in errors)
+    lines = "".join(f"\n- {error}" for error in errors)
     raise UserError(f"{len(errors)} things do not fit:{lines}", first.key)
 
 
-def _build(command: str, values: Mapping[str, Any], given: frozenset[str], notes: tuple[str, ...]) -> Config:
+def _build(command: str, values: Mapping[str, Any], given: frozenset[str], notes: tuple[Finding, ...]) -> Config:
     found = find_command(command)
     parts = {
         attr: cls(**{field.key: values[field.key] for field in section_fields(cls, attr)})
@@ -117,14 +118,14 @@ def _build(command: str, values: Mapping[str, Any], given: frozenset[str], notes
     return found.config(command=command, given=given, warnings=notes, **parts)
 
 
-def _read_argv(command: str, argv: Sequence[str], notes: list[str]) -> dict[str, Any]:
+def _read_argv(command: str, argv: Sequence[str], notes: list[Finding]) -> dict[str, Any]:
     fields = trainer_fields(command)
     namespace, unknown = build_parser(command).parse_known_args(list(argv))
     retired = False
     for argument in unknown:
         name = argument.lstrip("-").split("=")[0]
         if argument.startswith("--") and name in RETIRED and name not in fields:
-            notes.append(f"--{name} is ignored: {RETIRED[name]}.")
+            notes.append(warning(name, f"--{name} is ignored: {RETIRED[name]}."))
             retired = True
         elif argument.startswith("--") or not retired:  # the value of a retired flag is left out with it
             _unknown_argument(command, argument)
@@ -157,7 +158,7 @@ def _toml_path(text: str) -> Path:
     return Path(text if text.endswith(".toml") else f"{text}.toml")
 
 
-def _read_toml(command: str, path: Path, notes: list[str]) -> dict[str, Any]:
+def _read_toml(command: str, path: Path, notes: list[Finding]) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"The configuration file {path} does not exist.", "config_file")
     try:
@@ -174,7 +175,7 @@ def _read_toml(command: str, path: Path, notes: list[str]) -> dict[str, Any]:
     read: dict[str, Any] = {}
     for key, value in _flat(content, path, notes).items():
         if key not in fields and key in RETIRED:
-            notes.append(f"{key} in {path.name} is ignored: {RETIRED[key]}.")
+            notes.append(warning(key, f"{key} in {path.name} is ignored: {RETIRED[key]}."))
         elif key not in fields:
             raise UserError(f"{key} in {path} is no option.", key, _way_out(command, key))
         else:
@@ -182,13 +183,13 @@ def _read_toml(command: str, path: Path, notes: list[str]) -> dict[str, Any]:
     return read
 
 
-def _flat(content: Mapping[str, Any], path: Path, notes: list[str]) -> dict[str, Any]:
+def _flat(content: Mapping[str, Any], path: Path, notes: list[Finding]) -> dict[str, Any]:
     """The keys of all tables in one; a later one wins, as in kohya's scripts, but not silently."""
     flat: dict[str, Any] = {}
     for name, value in content.items():
         for key, item in value.items() if isinstance(value, dict) else ((name, value),):
             if key in flat:
-                notes.append(f"{key} stands in {path.name} more than once; the last one counts.")
+                notes.append(warning(key, f"{key} stands in {path.name} more than once; the last one counts."))
             flat[key] = item
     return flat
 

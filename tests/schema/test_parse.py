@@ -214,14 +214,16 @@ def test_retired_keys_only_warn(tmp_path: Path) -> None:
     config = parsed("--config_file", str(path), "--no_token_padding", "--blocks_to_swap", "10")
     assert config.network.network_dim == 4
     assert [
-        word for word in ("epoch", "no_token_padding", "blocks_to_swap") if not any(word in w for w in config.warnings)
+        word
+        for word in ("epoch", "no_token_padding", "blocks_to_swap")
+        if not any(word in str(w) for w in config.warnings)
     ] == []
 
 
 def test_a_key_in_two_tables_is_reported(tmp_path: Path) -> None:
     config = parsed("--config_file", str(write(tmp_path, "[a]\nnetwork_dim = 4\n[b]\nnetwork_dim = 8\n")))
     assert config.network.network_dim == 8
-    assert any("more than once" in warning for warning in config.warnings)
+    assert any("more than once" in str(warning) for warning in config.warnings)
 
 
 def test_all_problems_at_once() -> None:

@@ -632,4 +632,5 @@ def test_the_config_holds_what_is_implied() -> None:
         parse("train_network", [*argv, "--color_aug"])
     assert caught.value.key == "color_aug"
     warned = parse("train_network", [*argv, "--lowram", "--highvram"]).warnings
-    assert warned == ("lowram and highvram are both set. Leave one of both off.",)
+    assert [str(finding) for finding in warned] == ["lowram and highvram are both set. Leave one of both off."]
+    assert warned[0].key == "highvram"

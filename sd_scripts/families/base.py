@@ -83,6 +83,10 @@ class Family(Protocol):
         """Choose attention, fp8 storage and memory layout; called once, before any network is attached."""
         ...
 
+    def use_gradient_checkpointing(self, model: Model, *, text: bool) -> None:
+        """Compute activations twice instead of keeping them; called before the method attaches."""
+        ...
+
     def encode_images(self, model: Model, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] in -1..1 -> unscaled latents [B, 4, H/8, W/8]."""
         ...

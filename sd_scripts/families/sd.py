@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_scripts.families.base import Conditioning, Model, Views
-from sd_scripts.models.attention import use_attention
+from sd_scripts.models.attention import use_attention, use_gradient_checkpointing
 from sd_scripts.models.fp8 import store_in_fp8
 from sd_scripts.models.loading import Progress, load_sd
 from sd_scripts.models.text import chunk_count, encode, encode_captions
@@ -70,6 +70,10 @@ class StableDiffusion:
         if options.fp8_base and not options.fp8_base_unet:
             for encoder in model.text_encoders:
                 store_in_fp8(encoder)
+
+    def use_gradient_checkpointing(self, model: Model, *, text: bool) -> None:
+        """Compute activations twice instead of keeping them; `text` says whether the text encoder trains too."""
+        use_gradient_checkpointing(model.unet, model.text_encoders, text=text)
 
     @torch.no_grad()
     def encode_images(self, model: Model, pixels: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def check_channels(channels: int, source: str) -> None:
     kind = {9: "an inpainting model", 5: "a depth model", 8: "an image-editing model"}.get(channels)
     if channels != 4:
         raise UserError(
-            f"{source} is {kind or 'a model with another input'} ({channels} input channels); only models with 4 train.",
+            f"{source} is {kind or 'a model with another input'} ({channels} input channels, 4 can be trained).",
             key=KEY,
             hint="Choose the ordinary version of this model.",
         )

@@ -18,12 +18,15 @@ from sd_scripts.models.build import LoadedModel, scheduler_config
 from sd_scripts.models.tokenizer import build_tokenizer
 
 
-def original_state_dict(model: LoadedModel, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def original_state_dict(
+    model: LoadedModel, dtype: torch.dtype | None = None, *, contiguous: bool = True
+) -> dict[str, Tensor]:
     """The whole model by its original single-file names, on the CPU.
 
     Args:
         model: SD1 or SD2.
         dtype: of the floating point weights; None keeps each as it is.
+        contiguous: lay every tensor out as a file needs it.
     """
     unet = model.unet.state_dict()
     if model.version == "sd2":
@@ -38,14 +41,14 @@ def original_state_dict(model: LoadedModel, dtype: torch.dtype | None = None) ->
         (keymap.VAE_PREFIX, convert.vae_to_original(model.vae.state_dict())),
         (text_prefix, text),
     )
-    return {prefix + key: _for_file(value, dtype) for prefix, part in parts for key, value in part.items()}
+    return {prefix + key: _for_file(value, dtype, contiguous) for prefix, part in parts for key, value in part.items()}
 
 
-def _for_file(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _for_file(value: Tensor, dtype: torch.dtype | None, contiguous: bool = True) -> Tensor:
     value = value.detach().to("cpu")
     if dtype is not None and value.is_floating_point():
         value = value.to(dtype)
-    return value.contiguous()
+    return value.contiguous() if contiguous else value
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:

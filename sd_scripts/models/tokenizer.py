@@ -60,7 +60,7 @@ def load_tokenizer(version: str, cache_dir: str | None = None) -> CLIPTokenizer:
     tokenizer = None
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, OverflowError) as error:
+    except (OSError, ValueError, OverflowError, LookupError, TypeError) as error:
         raise _broken_cache(folder, str(error)) from error
     if len(tokenizer) < 49408:
         raise _broken_cache(folder, f"it knows only {len(tokenizer)} tokens")

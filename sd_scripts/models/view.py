@@ -56,6 +56,8 @@ def mirror(module: nn.Module) -> nn.Module:
     """The view of `module`: leaves themselves, everything above them rebuilt under kohya's class names."""
     if _is_leaf(module):
         return module
+    if isinstance(module, nn.ModuleList):
+        return nn.ModuleList(mirror(child) for child in module)
     real = type(module).__name__
     node = _node(CLASS_NAMES.get(real, real))
     children = dict(module.named_children())

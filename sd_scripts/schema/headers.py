@@ -64,7 +64,8 @@ class ModelFacts:
 
     Attributes:
         version: "sd1", "sd2", "sdxl", "sd3", "flux" or "unknown".
-        kind: "checkpoint", "diffusers", "vae", "unet", "text_encoder", "lora", "embedding", "pickle", "missing", "other".
+        kind: "checkpoint", "diffusers", "vae", "unet", "text_encoder", "lora", "embedding", "pickle",
+            "missing" or "other".
         prediction: "epsilon", "v_prediction", or "" where the files do not say.
         detail: one line for people.
         problem: why it cannot be used at all; empty when nothing is wrong with the file itself.

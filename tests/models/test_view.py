@@ -1,0 +1,107 @@
+"""Kohya's names: the module list of sd-scripts, in its order, on full-size shapes and on the small models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sd_scripts.models.assets import model_config
+from sd_scripts.models.build import make_text_encoder, make_unet
+from sd_scripts.models.tiny import build_tiny
+from sd_scripts.models.view import text_view, unet_view
+
+WANT = json.loads((Path(__file__).parent / "data" / "lora_modules.json").read_text(encoding="utf-8"))
+UNET_TARGETS = ("Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D")
+TEXT_TARGETS = ("CLIPAttention", "CLIPMLP")
+
+
+def walk(root: nn.Module, targets: tuple[str, ...], prefix: str) -> list[tuple[str, nn.Module]]:
+    """Layers below modules of the given class names, as kohya's network modules walk and name them."""
+    found = []
+    for name, module in root.named_modules():
+        if type(module).__name__ in targets:
+            for child_name, child in module.named_modules():
+                if type(child).__name__ in ("Linear", "Conv2d"):
+                    found.append((f"{prefix}.{name}.{child_name}".replace(".", "_"), child))
+    return found
+
+
+def facts(name: str, layer: Any) -> list[Any]:
+    """Name, kind and widths as the list of sd-scripts gives them."""
+    if isinstance(layer, nn.Linear):
+        return [name, "linear", layer.in_features, layer.out_features]
+    size = layer.kernel_size[0]
+    return [name, f"conv{size}x{size}", layer.in_channels, layer.out_channels]
+
+
+@pytest.mark.parametrize("version", ["sd1", "sd2"])
+def test_full_size_names_kinds_shapes_and_order(version: str) -> None:
+    config = model_config(version)
+    config["unet"]["use_linear_projection"] = False  # as from a single file
+    with torch.device("meta"):
+        unet, text = make_unet(config["unet"]), make_text_encoder(config["text_encoder"])
+    found = walk(text_view(text), TEXT_TARGETS, "lora_te") + walk(unet_view(unet), UNET_TARGETS, "lora_unet")
+    assert [facts(name, layer) for name, layer in found] == WANT[version]
+
+
+def test_sd2_from_a_folder_keeps_its_linear_projections() -> None:
+    with torch.device("meta"):
+        unet = make_unet(model_config("sd2")["unet"])
+    kinds = {name: facts(name, layer)[1:] for name, layer in walk(unet_view(unet), UNET_TARGETS, "lora_unet")}
+    assert kinds["lora_unet_down_blocks_0_attentions_0_proj_in"] == ["linear", 320, 320]
+
+
+@pytest.mark.parametrize("version", ["sd1", "sd2"])
+def test_small_models_have_the_names_of_the_full_size_ones(version: str) -> None:
+    model = build_tiny(version)
+    found = walk(text_view(model.text_encoder), TEXT_TARGETS, "lora_te")
+    found += walk(unet_view(model.unet), UNET_TARGETS, "lora_unet")
+    assert [name for name, _ in found] == [entry[0] for entry in WANT[version]]
+
+
+def test_the_leaves_are_the_models_own_layers() -> None:
+    model = build_tiny("sd1")
+    own = {id(module) for module in model.unet.modules()} | {id(module) for module in model.text_encoder.modules()}
+    leaves = [layer for _, layer in walk(unet_view(model.unet), UNET_TARGETS, "u")]
+    leaves += [layer for _, layer in walk(text_view(model.text_encoder), TEXT_TARGETS, "t")]
+    assert all(id(layer) in own for layer in leaves)
+    assert dict(unet_view(model.unet).named_parameters()).keys() == dict(model.unet.named_parameters()).keys()
+
+
+def test_a_hook_set_through_the_view_changes_the_model() -> None:
+    model = build_tiny("sd1")
+    latents, text = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 64)
+    with torch.no_grad():
+        before = model.unet(latents, torch.tensor([10]), text).sample
+        _, layer = walk(unet_view(model.unet), UNET_TARGETS, "u")[1]
+        plain = layer.forward
+        layer.forward = lambda x: plain(x) * 2  # type: ignore[method-assign]
+        after = model.unet(latents, torch.tensor([10]), text).sample
+    assert not torch.allclose(before, after)
+
+
+def test_weights_load_through_the_view() -> None:
+    model, other = build_tiny("sd1"), build_tiny("sd1", seed=1)
+    unet_view(model.unet).load_state_dict(other.unet.state_dict(), assign=True)
+    assert torch.equal(model.unet.conv_in.weight, other.unet.conv_in.weight)
+
+
+def test_the_view_follows_moves_and_refuses_to_compute() -> None:
+    model = build_tiny("sd1")
+    view = text_view(model.text_encoder)
+    model.text_encoder.to(torch.bfloat16)
+    assert view.dtype == torch.bfloat16
+    assert type(view).__name__ == "CLIPTextModel"
+    with pytest.raises(RuntimeError, match="names"):
+        view(torch.zeros(1, 77, dtype=torch.long))
+
+
+def test_no_module_of_the_view_looks_like_a_time_embedding() -> None:
+    names = {type(module).__name__ for module in unet_view(build_tiny("sd1").unet).modules()}
+    assert "TimestepEmbedding" not in names
+    assert "CrossAttention" in names

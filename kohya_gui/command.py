@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kohya_gui import launch_args, machine
+from kohya_gui.migrate import is_off
 from kohya_gui.secret_store import VARIABLES
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.fields import complete, convert, fields, find_command, split_words, trainer_fields
@@ -110,10 +111,10 @@ def without_secrets(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
     secret = {key for key, option in fields(command).items() if option.kind == "secret"}
     kept = {key: value for key, value in values.items() if key not in secret}
     text = kept.get("additional_parameters")
-    if isinstance(text, str):
-        for key in secret:
-            text = re.sub(rf"--{key}(\s+|=)(\"[^\"]*\"|'[^']*'|\S+)", "", text)
-        kept["additional_parameters"] = text.strip()
+    for key in secret if isinstance(text, str) else ():
+        text = re.sub(rf"--{key}(\s+|=)(\"[^\"]*\"|'[^']*'|\S+)", "", str(text))
+    if text is not None:
+        kept["additional_parameters"] = text
     return kept
 
 
@@ -126,7 +127,7 @@ def _complete(command: str, values: Mapping[str, Any], notes: list[str]) -> tupl
             continue
         if key not in known:
             raise UserError(f"{key} is no option of {command}.", key, nearest(key, known))
-        converted = convert(known[key], value)
+        converted = None if is_off(known[key], value) else convert(known[key], value)
         if converted is not None:
             given[key] = converted
     given |= further_flags(command, given.get("additional_parameters"))
@@ -235,9 +236,13 @@ def _network(full: dict[str, Any]) -> None:
         if value is None or (option.when is not None and not option.when.holds(full)):
             continue
         if _worth_sending(option, value, foreign):
-            items.append(f"{argument}={value}")
+            items.append(f"{argument}={_plain(value)}")
     own = full.get("network_args") or []
     full["network_args"] = items + list(own) or None
+
+
+def _plain(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else str(value)
 
 
 def _worth_sending(option: OptionField, value: Any, foreign: bool) -> bool:
@@ -270,6 +275,7 @@ def _trainer_options(command: str, full: Mapping[str, Any]) -> dict[str, Any]:
         applies = option.when is None or option.when.holds(full) or key == "network_module"
         if applies and value is not None and value != option.default and option.kind != "secret":
             sent[key] = value
-    for key in ("config_file", "output_config"):
+    idle = () if makes_samples(full) else ("sample_sampler", "sample_prompts")
+    for key in ("config_file", "output_config", *idle):
         sent.pop(key, None)
     return sent

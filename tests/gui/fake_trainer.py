@@ -35,7 +35,7 @@ def main(behaviour: str, config: Path) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         events.write("phase", name="cache latents", done=3, of=10)
         stopped = run(events, Control(folder / "control"), output, first, steps, behaviour)
-        step = steps if not stopped else stopped
+        step = stopped or steps
         if stopped:
             save(events, output, step, state=True)
         save(events, output, step, state=False, final=True, checked=behaviour != "unchecked")

@@ -1,0 +1,307 @@
+"""The command: what is sent, what is worked out, how it is printed."""
+
+import json
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kohya_gui import command
+from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.fields import complete, convert, trainer_fields, visible
+from sd_scripts.schema.parse import parse
+
+DATA = json.loads((Path(__file__).parent / "data" / "golden_lora.json").read_text(encoding="utf-8"))
+FIELDS = trainer_fields("train_network")
+
+
+def toml_of(values: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """What the trainer reads, without the job folder."""
+    plan = command.build("train_network", values, on_cpu=False, **more)
+    read = tomllib.loads(plan.toml_text)
+    assert read == plan.toml
+    read.pop("job_dir")
+    return read
+
+
+def filled(part: Any, folder: Path) -> Any:
+    """Test data with its folders in place."""
+    text = json.dumps(part)
+    for name in ("IMG", "OUT", "LOG"):
+        text = text.replace("{" + name + "}", json.dumps(str(folder / name))[1:-1])
+    return json.loads(text)
+
+
+def effective(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that change something: typed, not the default, not overruled by another one."""
+    typed = {key: convert(FIELDS[key], value) for key, value in options.items() if key in FIELDS}
+    kept = {
+        key: value
+        for key, value in typed.items()
+        if value not in (None, FIELDS[key].default) and not (FIELDS[key].off is not None and value == FIELDS[key].off)
+    }
+    shown = visible("train_network", complete("train_network", kept) | {"LoRA_type": "Standard"})
+    networks = ("network_module", "multires_noise_iterations", "multires_noise_discount", "noise_offset")
+    kept = {key: value for key, value in kept.items() if key in shown or key in networks or key.startswith("network")}
+    if "max_train_epochs" in kept:
+        kept.pop("max_train_steps", None)
+    if kept.get("lr_scheduler") != "cosine_with_restarts":
+        kept.pop("lr_scheduler_num_cycles", None)
+    if "network_args" in kept:
+        pairs = dict(item.replace('"', "").split("=", 1) for item in kept["network_args"])
+        kept["network_args"] = {key: value for key, value in pairs.items() if value not in ("False", "0", "0.0")}
+    return kept
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """The picture folders that the recorded commands were made with."""
+    for name, count in DATA["dataset"].items():
+        (tmp_path / "IMG" / name).mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / "IMG" / name / f"{number}.png").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", sorted(DATA["cases"]))
+def test_the_same_effective_options_as_kohya_ss(name: str, dataset: Path) -> None:
+    case = filled(DATA["cases"][name], dataset)
+    assert effective(toml_of(case["values"])) == effective(case["expected"])
+
+
+def test_nothing_is_sent_for_defaults_and_what_does_not_apply() -> None:
+    values = {
+        "max_train_steps": 1600,
+        "network_alpha": 1,
+        "huber_c": 0.3,
+        "loss_type": "l2",
+        "multires_noise_iterations": 6,
+        "noise_offset_type": "Original",
+        "sample_sampler": "euler_a",
+        "sample_prompt_text": "a cat",
+    }
+    assert toml_of(values) == {"network_module": "networks.lora"}
+    assert toml_of({**values, "loss_type": "huber"})["huber_c"] == 0.3
+
+
+def test_the_trainer_reads_what_is_sent(tmp_path: Path) -> None:
+    odd = 'C:\\pictures\\"my" cat — ünïcode\t-- {x}'
+    values = {
+        "pretrained_model_name_or_path": "models/base.safetensors",
+        "resolution": "512",
+        "train_data_dir": odd,
+        "output_dir": str(tmp_path),
+        "optimizer_type": "AdamW",
+        "optimizer_args": ["weight_decay=0.1", "betas=0.9,0.99"],
+        "learning_rate": 1e-4,
+        "text_encoder_lr": [5e-5],
+        "network_dim": 8,
+        "flip_aug": True,
+    }
+    plan = command.build("train_network", values, job_dir=tmp_path)
+    path = tmp_path / "config.toml"
+    path.write_text(plan.toml_text, encoding="utf-8")
+    assert plan.argv[-2:] == ["--config_file", str(path)]
+    config = parse("train_network", plan.argv[-2:])
+    read = config.values()
+    assert {key: read[key] for key in values} == values
+    assert read["job_dir"] == str(tmp_path)
+    assert Path(plan.argv[-3]).is_absolute() and plan.argv[-3].endswith("train_network.py")
+
+
+@pytest.mark.parametrize(
+    ("rates", "sent"),
+    [
+        ({"text_encoder_lr": [0.0], "unet_lr": 1e-4}, {"unet_lr": 1e-4, "network_train_unet_only": True}),
+        ({"text_encoder_lr": [0.0]}, {"network_train_unet_only": True}),
+        (
+            {"text_encoder_lr": [5e-5], "unet_lr": 0.0},
+            {"text_encoder_lr": [5e-5], "network_train_text_encoder_only": True},
+        ),
+        ({"text_encoder_lr": [5e-5], "unet_lr": 1e-4}, {"text_encoder_lr": [5e-5], "unet_lr": 1e-4}),
+    ],
+)
+def test_a_rate_of_zero_trains_only_the_other_part(rates: dict[str, Any], sent: dict[str, Any]) -> None:
+    assert toml_of(rates) == {"network_module": "networks.lora", **sent}
+
+
+@pytest.mark.parametrize(
+    ("values", "steps", "warmup"),
+    [
+        ({"epoch": 3, "train_batch_size": 2, "gradient_accumulation_steps": 4}, 32, None),
+        ({"epoch": 1, "reg_data_dir": "reg"}, 170, None),
+        ({"epoch": 2, "lr_warmup": 10}, 170, 17),
+        ({"max_train_steps": 1000, "epoch": 2, "lr_warmup": 5}, 1000, 50),
+        ({"max_train_steps": 1000, "lr_warmup": 5, "lr_warmup_steps": 7}, 1000, 7),
+        ({"max_train_epochs": 4, "epoch": 2, "lr_warmup": 5}, None, 0.05),
+    ],
+)
+def test_length_and_warmup(values: dict[str, Any], steps: int | None, warmup: float | None, dataset: Path) -> None:
+    sent = toml_of({"train_data_dir": str(dataset / "IMG"), "lr_scheduler": "cosine", **values})
+    assert sent.get("max_train_steps") == steps
+    assert sent.get("lr_warmup_steps") == warmup
+
+
+def test_a_switch_of_a_plugin_is_only_sent_when_on() -> None:
+    values = {"LoRA_type": "LyCORIS/LoKr", "conv_dim": 4, "conv_alpha": 1.0, "use_cp": False, "dora_wd": True}
+    sent = toml_of(values)
+    assert sent["network_module"] == "lycoris.kohya"
+    assert {"algo=lokr", "conv_dim=4", "conv_alpha=1", "dora_wd=True"} <= set(sent["network_args"])
+    assert not any(item.startswith("use_cp") for item in sent["network_args"])
+
+
+def test_own_network_settings_come_last() -> None:
+    sent = toml_of({"LoRA_type": "Kohya LoCon", "conv_dim": 4, "network_args": ["conv_dim=8", "x=y z"]})
+    assert sent["network_args"] == ["conv_dim=4", "conv_dim=8", "x=y z"]
+
+
+def test_prompts_become_a_file_of_the_job(tmp_path: Path) -> None:
+    values = {"sample_prompt_text": "a cat --n dog", "sample_every_n_steps": 10}
+    plan = command.build("train_network", values, job_dir=tmp_path)
+    assert plan.files == {"prompts.txt": "a cat --n dog\n"}
+    assert plan.toml["sample_prompts"] == str(tmp_path / "prompts.txt")
+
+
+def test_further_flags_go_before_the_fields_and_are_checked() -> None:
+    flags = '--lr_scheduler_type "CosineAnnealingLR" --lr_scheduler_args "T_max=1000" "eta_min=0" --learning_rate=3e-4'
+    sent = toml_of({"additional_parameters": flags, "learning_rate": 1e-4})
+    assert sent["learning_rate"] == 3e-4
+    assert sent["lr_scheduler_args"] == ["T_max=1000", "eta_min=0"]
+    for flags, word in (
+        ("--learning_rat 3e-4 --learning_ratio 1", "learning_rat"),
+        ("--learning_rate much", "learning_rate"),
+        ("; rm -rf x", ";"),
+        ("--config_file other.toml", "config_file"),
+        ("--job_dir /etc", "job_dir"),
+        ("--allow_plugins", "allow_plugins"),
+        ('--output_name "open', "quotation"),
+    ):
+        with pytest.raises(UserError, match=word):
+            command.build("train_network", {"additional_parameters": flags})
+
+
+def test_only_the_person_at_the_machine_allows_plugins() -> None:
+    assert "allow_plugins" not in toml_of({"allow_plugins": True})
+    assert toml_of({}, allow_plugins=True)["allow_plugins"] is True
+
+
+def test_unknown_keys_and_values_that_are_none_are_refused() -> None:
+    for values, key in (
+        ({"learning_rat": 1}, "learning_rat"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"network_dim": "many"}, "network_dim"),
+        ({"LoRA_type": "Flux1"}, "LoRA_type"),
+        ({"gpu_ids": "0; reboot"}, "gpu_ids"),
+        ({"extra_accelerate_launch_args": "--module os"}, "extra_accelerate_launch_args"),
+        ({"extra_accelerate_launch_args": "evil.py"}, "extra_accelerate_launch_args"),
+        ({"extra_accelerate_launch_args": "--debug evil.py"}, "extra_accelerate_launch_args"),
+    ):
+        with pytest.raises(UserError) as caught:
+            command.build("train_network", values)
+        assert caught.value.key == key
+
+
+def test_every_launcher_setting_is_said(tmp_path: Path) -> None:
+    plan = command.build("train_network", {"mixed_precision": "bf16", "gpu_ids": "1"}, job_dir=tmp_path, on_cpu=False)
+    launch = plan.argv[: plan.argv.index(str(command.PROJECT / "sd_scripts/train_network.py"))]
+    assert launch[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    settings = dict(zip(launch[3::2], launch[4::2]))
+    assert settings == {
+        "--config_file": str(command.PROJECT / "kohya_gui/accelerate_neutral.json"),
+        "--num_processes": "1",
+        "--num_machines": "1",
+        "--machine_rank": "0",
+        "--mixed_precision": "bf16",
+        "--dynamo_backend": "no",
+        "--num_cpu_threads_per_process": "2",
+        "--gpu_ids": "1",
+    }
+    assert plan.env["PYTHONUTF8"] == "1"
+
+
+def test_two_processes_without_a_gpu() -> None:
+    plan = command.build("train_network", {"num_processes": 2}, on_cpu=True)
+    assert "--multi_gpu" in plan.argv and "--cpu" not in plan.argv
+    assert plan.env["ACCELERATE_USE_CPU"] == "true"
+    assert "ACCELERATE_USE_CPU" not in command.build("train_network", {"num_processes": 2}, on_cpu=False).env
+
+
+def test_the_launcher_accepts_every_argument_that_is_sent() -> None:
+    launch = pytest.importorskip("accelerate.commands.launch")
+    values = {
+        "num_processes": 2,
+        "torch_compile": True,
+        "dynamo_use_dynamic": True,
+        "gpu_ids": "0,1",
+        "main_process_port": 29501,
+        "extra_accelerate_launch_args": "--rdzv_backend=static --max_restarts 0 --quiet",
+    }
+    plan = command.build("train_network", values)
+    read = launch.launch_command_parser().parse_args(plan.argv[3:])
+    assert (read.num_processes, read.gpu_ids, read.multi_gpu, read.quiet) == (2, "0,1", True, True)
+    assert read.training_script_args == plan.argv[-2:]
+
+
+ODD = [
+    "plain",
+    "two words",
+    "it's",
+    'say "x"',
+    "C:\\my dir\\",
+    "$HOME `id` $(id)",
+    "a&b|c<d>e^f",
+    "-x",
+    "ünï",
+    "",
+    "100%",
+]
+
+
+def test_the_printed_line_reads_back_the_same_on_linux() -> None:
+    line = command.printable(ODD, {"A": "b c"}, windows=False)
+    assert shlex.split(line) == ["env", "A=b c", *ODD]
+
+
+def windows_words(line: str) -> list[str]:
+    """Split as a Windows program does (the documented rules of CommandLineToArgvW)."""
+    words, current, quoted, backslashes, begun = [], "", False, 0, False
+    for sign in line:
+        if sign == "\\":
+            backslashes, begun = backslashes + 1, True
+            continue
+        if sign == '"':
+            current += "\\" * (backslashes // 2)
+            if backslashes % 2:
+                current += '"'
+            else:
+                quoted = not quoted
+            begun = True
+        else:
+            current += "\\" * backslashes
+            if sign == " " and not quoted:
+                if begun:
+                    words.append(current)
+                current, begun = "", False
+            else:
+                current, begun = current + sign, True
+        backslashes = 0
+    current += "\\" * backslashes
+    return [*words, current] if begun else words
+
+
+def test_the_printed_line_reads_back_the_same_on_windows() -> None:
+    line = command.printable(ODD, {"A": "b c"}, windows=True)
+    settings, _, rest = line.partition(" && ")
+    assert settings == 'set "A=b c"'
+    assert windows_words(rest) == ODD
+    outside = rest.split('"')[::2]
+    assert not any(sign in part for part in outside for sign in "&|<>^")
+
+
+def test_the_printed_line_of_a_plan_is_its_command(tmp_path: Path) -> None:
+    plan = command.build("train_network", {"output_name": "a b"}, job_dir=tmp_path / "job 1")
+    words = shlex.split(plan.line(windows=False))
+    assert words[1 + len(plan.env) :] == plan.argv

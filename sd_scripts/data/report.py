@@ -79,17 +79,14 @@ def print_report(group: "DatasetGroup", console: Console | None = None) -> None:
         console.print(Text(f"WARNING: {warning}", style="bold yellow"))
 
 
-def bucket_events(group: "DatasetGroup") -> list[dict[str, Any]]:
-    """Buckets as the event stream has them."""
-    return [{"size": list(bucket.size), "count": bucket.count} for bucket in group.buckets]
-
-
 def tag_frequency(group: "DatasetGroup") -> dict[str, dict[str, int]]:
-    """How often each tag stands in the captions of each folder."""
+    """How often each tag stands in the captions of each folder; a folder used by several data sets counts once."""
     counts: dict[str, Counter[str]] = {}
-    for dataset in group.datasets:
-        for name, counter in _dataset_tags(dataset).items():
-            counts.setdefault(name, Counter()).update(counter)
+    seen = set()
+    for subset in (subset for dataset in group.datasets for subset in dataset.subsets):
+        if subset.spec.identity not in seen:
+            seen.add(subset.spec.identity)
+            counts.setdefault(subset.spec.name, Counter()).update(subset.tag_counts())
     return {name: dict(counter) for name, counter in counts.items()}
 
 
@@ -113,6 +110,11 @@ def bucket_info(dataset: "Dataset") -> dict[str, Any] | None:
 
 def dataset_facts(group: "DatasetGroup") -> list[dict[str, Any]]:
     """One entry a data set, as `ss_datasets` lists them in the metadata of trained files."""
+    return [_dataset_entry(dataset) for dataset in group.datasets]
+
+
+def dataset_entries(group: "DatasetGroup") -> list[dict[str, Any]]:
+    """One entry a data set, with the keys of `ss_datasets`."""
     return [_dataset_entry(dataset) for dataset in group.datasets]
 
 

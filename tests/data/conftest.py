@@ -1,26 +1,10 @@
-"""Small folders of real photos for the tests of the data part."""
+"""Fixtures for the tests of the data part."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-import skimage.data
-from PIL import Image
-
-from sd_scripts.data.config import Blueprint, build_blueprint
-from sd_scripts.schema.dataset import CaptionOptions, DatasetOptions
-from sd_scripts.schema.validation import ValidationOptions
-
-PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
-
-
-def save_photo(path: Path, size: tuple[int, int], number: int = 0, **options: Any) -> None:
-    """Write one of the sample photos in this size; numbers beyond the photos give other parts of them."""
-    photo = Image.fromarray(getattr(skimage.data, PHOTOS[number % len(PHOTOS)])())
-    shift = 5 * (number // len(PHOTOS))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    photo.crop((shift, shift, photo.width, photo.height)).resize(size).save(path, **options)
+from data_kit import save_photo
 
 
 @pytest.fixture
@@ -43,17 +27,3 @@ def folder(tmp_path: Path) -> Callable[..., Path]:
         return place
 
     return make
-
-
-DATASET_KEYS = set(DatasetOptions.__annotations__)
-CAPTION_KEYS = set(CaptionOptions.__annotations__)
-
-
-def blueprint(control_images: bool = False, **values: Any) -> Blueprint:
-    """A blueprint from options by name; small sizes and .txt captions unless said otherwise."""
-    values = {"resolution": "64", "min_bucket_reso": 32, "caption_extension": ".txt"} | values
-    values = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
-    dataset = DatasetOptions(**{k: v for k, v in values.items() if k in DATASET_KEYS})
-    captions = CaptionOptions(**{k: v for k, v in values.items() if k in CAPTION_KEYS})
-    rest = {k: v for k, v in values.items() if k not in DATASET_KEYS | CAPTION_KEYS}
-    return build_blueprint(dataset, captions, ValidationOptions(**rest), control_images=control_images)

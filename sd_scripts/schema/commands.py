@@ -28,7 +28,8 @@ from .validation import ValidationOptions
 class Config:
     """The options of one run, section by section. Nothing writes to it after parsing.
 
-    `given` are the keys that were set on the command line or in the file; `warnings` are doubts about them that did not stop the run.
+    `given` are the keys that were set on the command line or in the file; `warnings` are doubts about them that did not
+    stop the run.
     """
 
     command: str = ""

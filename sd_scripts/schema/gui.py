@@ -1,5 +1,6 @@
 """Keys that belong to the page or to older saved files and are no options of the trainer."""
 
+from .optimizer import HAS_WARMUP
 from .option import option, section
 
 
@@ -36,6 +37,7 @@ class GuiOptions:
         maximum=100,
         step=1,
         unit="%",
+        when=HAS_WARMUP,
     )
     stop_text_encoder_training: int = option(
         0,

@@ -14,6 +14,11 @@ SCHEDULERS = (
     "piecewise_constant", "inverse_sqrt", "cosine_with_min_lr", "warmup_stable_decay",
 )  # fmt: skip
 
+HAS_WARMUP = In(
+    "lr_scheduler", *(name for name in SCHEDULERS if name not in ("constant", "adafactor", "piecewise_constant"))
+)
+"""The schedules that start with a warm-up."""
+
 
 @section("Optimizer and learning rate")
 class OptimizerOptions:
@@ -93,10 +98,7 @@ class OptimizerOptions:
         label="Warm-up",
         minimum=0,
         unit="steps",
-        when=In(
-            "lr_scheduler",
-            *(name for name in SCHEDULERS if name not in ("constant", "adafactor", "piecewise_constant")),
-        ),
+        when=HAS_WARMUP,
     )
     lr_decay_steps: int | float = option(
         0,

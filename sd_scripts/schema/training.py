@@ -1,6 +1,6 @@
 """How long the training runs, in which precision, and how memory and devices are used."""
 
-from .option import In, Is, option, section
+from .option import All, In, Is, option, section
 
 
 @section("DeepSpeed")
@@ -63,7 +63,7 @@ class DeepSpeedOptions:
         False,
         "Keep the optimizer's own copy of weights and gradients in fp16 too. Saves memory, learns less exactly.",
         label="Optimizer copy in fp16",
-        when=In("zero_stage", 1, 2),
+        when=All(Is("deepspeed", True), In("zero_stage", 1, 2)),
     )
 
 
@@ -95,7 +95,7 @@ class TrainingOptions(DeepSpeedOptions):
         "Start of all random draws: the same number and settings give the same result. Empty draws one.",
         label="Seed",
         minimum=0,
-        maximum=2**64 - 1,
+        maximum=2**32 - 1,
         step=1,
         basic=True,
     )

@@ -45,7 +45,7 @@ def test_defaults_and_given() -> None:
 def test_types_from_the_command_line() -> None:
     config = parsed(
         "--learning_rate=1e-4", "--network_args", "conv_dim=4", "preset=full", "--text_encoder_lr", "5e-5", "1e-5",
-        "--network_dim", "16", "--flip_aug", "--seed", str(2**63 + 1), "--base_weights_multiplier", "0.5",
+        "--network_dim", "16", "--flip_aug", "--seed", str(2**32 - 1), "--base_weights_multiplier", "0.5",
         "--base_weights", "a b.safetensors", "--output_name=-dash", "--adaptive_noise_scale=-0.01",
         "--noise_offset", "0.1",
     )  # fmt: skip
@@ -54,7 +54,7 @@ def test_types_from_the_command_line() -> None:
     assert config.optimizer.text_encoder_lr == [5e-5, 1e-5]
     assert config.network.network_dim == 16
     assert config.dataset.flip_aug is True
-    assert config.training.seed == 2**63 + 1
+    assert config.training.seed == 2**32 - 1
     assert config.network.base_weights == ["a b.safetensors"]
     assert config.saving.output_name == "-dash"
     assert config.loss.adaptive_noise_scale == -0.01

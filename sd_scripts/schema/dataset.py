@@ -112,7 +112,6 @@ class DatasetOptions:
         "smaller batches.",
         label="Step between bucket sizes",
         minimum=1,
-        maximum=256,
         step=8,
         unit="pixels",
         when=Is("enable_bucket", True),

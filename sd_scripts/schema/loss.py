@@ -146,7 +146,6 @@ class LossOptions:
         "Error at which the loss turns from square to linear. Smaller bears more outliers.",
         label="Huber threshold",
         minimum=0,
-        maximum=1,
         step=0.01,
         when=In("loss_type", "huber", "smooth_l1"),
     )

@@ -68,7 +68,7 @@ class ModelOptions:
         "styles), otherwise leave at 1.",
         label="CLIP skip",
         minimum=1,
-        maximum=12,
+        maximum=23,
         step=1,
         off=1,
         unit="layers",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import rules_data, rules_learning, rules_run
-from .fields import complete, fields, problem
+from .fields import complete, fields, find_command, problem
 from .finding import Finding, Rule
 from .loratypes import LORA_TYPES
 
@@ -35,6 +35,7 @@ def check(command: str, values: Mapping[str, Any]) -> list[Finding]:
     filled = complete(command, {key: value for key, value in values.items() if key not in wrong})
     if values.get("LoRA_type") in LORA_TYPES and not filled["network_module"]:
         filled["network_module"] = LORA_TYPES[values["LoRA_type"]].module
+    filled["family"] = find_command(command).family  # no option, but rules about models need it
     findings += [finding for rule in RULES if (finding := rule(filled)) is not None]
     return sorted(findings, key=lambda finding: finding.severity != "error")
 

@@ -199,6 +199,17 @@ def clip_skip_in_v2(values: Values) -> Finding | None:
     return warning("clip_skip", f"CLIP skip is unusual for {name}, which already skips a layer.", "Leave it at 1.")
 
 
+def other_family(values: Values) -> Finding | None:
+    """The model is of the trainer's family."""
+    if values["sdxl"] and values["family"] == "sd":
+        return error(
+            "sdxl",
+            "The base model is SDXL, but this trainer is for Stable Diffusion 1 and 2.",
+            "Choose a Stable Diffusion 1 or 2 model, or switch off SDXL model.",
+        )
+    return None
+
+
 def sdxl_and_v2(values: Values) -> Finding | None:
     """A model is one or the other."""
     if values["sdxl"] and values["v2"]:
@@ -321,7 +332,7 @@ def _numbers(text: str) -> list[str]:
 RULES: tuple[Rule, ...] = (
     needs_model, needs_pictures, needs_resolution, bucket_range, bucket_steps, face_crop, cache_or_augment,
     description_or_folders, metadata_and_regularisation, foreign_dataset, masks, idle_workers, velocity_without_v2,
-    clip_skip_in_v2, sdxl_and_v2, sdxl_weights_in_captions, sdxl_velocity, network_module, rank_from_file,
+    clip_skip_in_v2, other_family, sdxl_and_v2, sdxl_weights_in_captions, sdxl_velocity, network_module, rank_from_file,
     merged_strengths,
     pairs, strong_alpha, block_lists,
 )  # fmt: skip

@@ -129,6 +129,7 @@ CASES: list[tuple[Any, str, str | None, Values, Values]] = [
     ),
     (rules_data.clip_skip_in_v2, "warning", "clip_skip", {"v2": True, "clip_skip": 2}, {"v2": True, "clip_skip": 1}),
     (rules_data.clip_skip_in_v2, "warning", "clip_skip", {"sdxl": True, "clip_skip": 2}, {"clip_skip": 2}),
+    (rules_data.other_family, "error", "sdxl", {"sdxl": True}, {}),
     (rules_data.sdxl_and_v2, "error", "v2", {"sdxl": True, "v2": True}, {"sdxl": True}),
     (
         rules_data.sdxl_weights_in_captions,
@@ -560,6 +561,7 @@ def _filled(values: Values) -> Values:
 
     filled = complete("train_network", {**GOOD, **values})
     filled["network_module"] = filled["network_module"] or LORA_TYPES[filled["LoRA_type"]].module
+    filled["family"] = "sd"
     return filled
 
 

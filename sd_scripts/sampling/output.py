@@ -16,9 +16,12 @@ from sd_scripts.sampling.prompts import SamplePrompt
 class Triggers(Protocol):
     """The options that say when to sample; an option section has them."""
 
-    sample_every_n_steps: int | None
-    sample_every_n_epochs: int | None
-    sample_at_first: bool
+    @property
+    def sample_every_n_steps(self) -> int | None: ...
+    @property
+    def sample_every_n_epochs(self) -> int | None: ...
+    @property
+    def sample_at_first(self) -> bool: ...
 
 
 def should_sample(step: int, epoch: int | None, options: Triggers, first: bool = False) -> bool:

@@ -1,0 +1,87 @@
+"""The accelerate object of a run: precision, processes, trackers, each decided from the options alone."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.logging import LoggingOptions
+from sd_scripts.schema.network import NetworkOptions
+from sd_scripts.schema.training import TrainingOptions
+from sd_scripts.trainer.trackers import log_folder, wanted_trackers
+
+
+def ddp_settings(training: TrainingOptions, *, may_skip_modules: bool) -> DistributedDataParallelKwargs:
+    """How gradients are exchanged. Looking for unused parameters costs time: only where modules may be left out."""
+    return DistributedDataParallelKwargs(
+        gradient_as_bucket_view=training.ddp_gradient_as_bucket_view,
+        static_graph=training.ddp_static_graph,
+        find_unused_parameters=may_skip_modules and not training.ddp_static_graph,
+    )
+
+
+def skips_modules(network: NetworkOptions) -> bool:
+    """Whether some step may leave a trained module without a gradient: module dropout, or a foreign network."""
+    known = (network.network_module or "networks.lora").endswith("networks.lora")
+    return not known or any(item.replace(" ", "").startswith("module_dropout=") for item in network.network_args or [])
+
+
+def deepspeed_plugin(training: TrainingOptions) -> DeepSpeedPlugin | None:
+    """DeepSpeed as the options ask for it, or None. Raises UserError where the package is missing."""
+    if not training.deepspeed:
+        return None
+    try:
+        return DeepSpeedPlugin(
+            zero_stage=training.zero_stage,
+            gradient_accumulation_steps=training.gradient_accumulation_steps,
+            offload_optimizer_device=training.offload_optimizer_device,
+            offload_optimizer_nvme_path=training.offload_optimizer_nvme_path,
+            offload_param_device=training.offload_param_device,
+            offload_param_nvme_path=training.offload_param_nvme_path,
+            zero3_init_flag=training.zero3_init_flag,
+            zero3_save_16bit_model=training.zero3_save_16bit_model,
+        )
+    except ImportError as error:
+        raise UserError(
+            "deepspeed needs the package deepspeed.", "deepspeed", "Install it on Linux: pip install deepspeed"
+        ) from error
+
+
+def make_accelerator(
+    training: TrainingOptions, logging: LoggingOptions, network: NetworkOptions, mixed_precision: str
+) -> Accelerator:
+    """Make it. Raises UserError for a missing tracker package or DeepSpeed.
+
+    Gradient accumulation is counted by the loop; accelerate only divides the loss by it.
+    """
+    trackers = wanted_trackers(logging)
+    folder = log_folder(logging)
+    handlers: list[Any] = [ddp_settings(training, may_skip_modules=skips_modules(network))]
+    if training.ddp_timeout:
+        handlers.append(InitProcessGroupKwargs(timeout=timedelta(minutes=training.ddp_timeout)))
+    return Accelerator(
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        mixed_precision=mixed_precision,
+        log_with=trackers or None,
+        project_dir=str(folder) if folder else None,
+        kwargs_handlers=handlers,
+        deepspeed_plugin=deepspeed_plugin(training),
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def guess_device() -> torch.device:
+    """The device that accelerate will choose, before it is made: its precision depends on it."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")

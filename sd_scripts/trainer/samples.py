@@ -1,0 +1,84 @@
+"""Sample pictures during training. A failing sample warns; training goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sd_scripts.families.base import Family, Model
+from sd_scripts.sampling.output import sample_folder, sample_name, save_png, should_sample
+from sd_scripts.sampling.prompts import SamplePrompt, parse_prompts
+from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.model import ModelOptions
+from sd_scripts.schema.sampling import SamplingOptions
+from sd_scripts.trainer.reporting import Reporter
+
+
+@dataclass
+class SampleMaker:
+    """Makes the pictures of all prompts with the weights as they are."""
+
+    family: Family
+    model: Model
+    model_options: ModelOptions
+    options: SamplingOptions
+    output_dir: Path
+    output_name: str | None
+    device: torch.device
+    dtype: torch.dtype
+    keep_vae: bool
+    reporter: Reporter
+
+    def prompts(self) -> list[SamplePrompt]:
+        """The prompt file, read anew each time, so that it may be edited while training runs."""
+        return parse_prompts(Path(self.options.sample_prompts)) if self.options.sample_prompts else []
+
+    def due(self, step: int, epoch: int | None = None, first: bool = False) -> bool:
+        """Whether pictures are due; `epoch` is the number of finished epochs, at an epoch's end only."""
+        return bool(self.options.sample_prompts) and should_sample(step, epoch, self.options, first)
+
+    def make(self, step: int, epoch: int | None = None) -> int:
+        """Make one picture a prompt; returns how many were written. Never raises for a picture that fails."""
+        try:
+            prompts = self.prompts()
+        except (UserError, OSError) as error:
+            self.reporter.warn("sample", f"No sample pictures at step {step}: {error}", key="sample_prompts")
+            return 0
+        vae_device = next(self.model.vae.parameters()).device
+        self.model.vae.to(self.device)
+        written = 0
+        for number, prompt in enumerate(prompts):
+            self.reporter.phase("sample", number, len(prompts))
+            written += self._one(prompt, step, epoch)
+        if not self.keep_vae:
+            self.model.vae.to(vae_device)
+        self.reporter.phase("train")
+        return written
+
+    def _one(self, prompt: SamplePrompt, step: int, epoch: int | None) -> int:
+        try:
+            image = self.family.sample(
+                self.model,
+                prompt,
+                sampler=self.options.sample_sampler,
+                options=self.model_options,
+                device=self.device,
+                dtype=self.dtype,
+            )
+            path = sample_folder(self.output_dir) / sample_name(self.output_name, prompt, step, epoch)
+            save_png(image, path, prompt)
+        except (UserError, RuntimeError, ValueError, OSError, ArithmeticError) as error:
+            self.reporter.warn("sample", f"The sample picture of prompt {prompt.index} failed: {error}")
+            return 0
+        self.reporter.event(
+            "sample",
+            path=str(path),
+            step=step,
+            epoch=epoch,
+            index=prompt.index,
+            prompt=prompt.prompt,
+            seed=prompt.seed,
+        )
+        return 1

@@ -1,0 +1,152 @@
+"""One run from its options to its exit code: set-up, training, and what is said when it ends."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import traceback
+from pathlib import Path
+
+from sd_scripts.families.base import Family
+from sd_scripts.methods.base import Method
+from sd_scripts.schema.commands import TrainNetworkConfig
+from sd_scripts.schema.errors import UserError
+from sd_scripts.trainer.accelerating import guess_device, make_accelerator
+from sd_scripts.trainer.assemble import Assembly
+from sd_scripts.trainer.facts import plan_event, show_dataset
+from sd_scripts.trainer.guard import NotFiniteError
+from sd_scripts.trainer.loop import Trainer
+from sd_scripts.trainer.reporting import Reporter
+from sd_scripts.trainer.resume import resume_trainer, state_writer
+from sd_scripts.trainer.run import Run
+from sd_scripts.trainer.setup import Data, attach, cache_latents, check_paths, load_model, plan_of, scan
+from sd_scripts.trainer.trackers import start_trackers
+from sd_scripts.training.plan import RunPlan
+from sd_scripts.training.precision import resolve
+from sd_scripts.training.rng import seed_everything
+
+EXIT_DONE, EXIT_BUG, EXIT_USER_ERROR, EXIT_NOT_FINITE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+SECRETS = ("wandb_api_key", "huggingface_token")
+
+
+def job_folder(config: TrainNetworkConfig) -> Path:
+    """Where events and requests live: the job's folder, or `<output_dir>/<output_name>.run` without a job."""
+    if config.run.job_dir:
+        return Path(config.run.job_dir)
+    return Path(config.saving.output_dir or ".") / f"{config.saving.output_name or 'last'}.run"
+
+
+class Session:
+    """A run of one family with one method."""
+
+    def __init__(self, config: TrainNetworkConfig, family: Family, method: Method) -> None:
+        self.config, self.family, self.method = config, family, method
+        is_main = int(os.environ.get("RANK", "0")) == 0
+        self.reporter = Reporter(config.logging, job_folder(config) if is_main else None)
+        self.trainer: Trainer | None = None
+
+    def run(self) -> int:
+        """Run and say how it ended; returns the exit code. Bugs leave their traceback on the console."""
+        try:
+            self._end(self._train(), "")
+            return EXIT_DONE
+        except UserError as error:
+            self.reporter.error("option", error.message, error.hint, error.key)
+            self._end("failed", str(error))
+            return EXIT_USER_ERROR
+        except NotFiniteError as error:
+            hint = "The weights from before are kept. Try bf16 instead of fp16, no_half_vae, or a lower learning rate."
+            self.reporter.error("nan", str(error), hint, "mixed_precision")
+            self._end("failed", str(error))
+            return EXIT_NOT_FINITE
+        except KeyboardInterrupt:
+            self.reporter.error("interrupted", "Interrupted from the keyboard.", "Resume from the last saved state.")
+            self._end("stopped", "interrupted from the keyboard")
+            return EXIT_INTERRUPTED
+        except Exception as error:  # noqa: BLE001 (the last door: told to the page, traceback on the console)
+            traceback.print_exc()
+            code, hint = explain(error)
+            self.reporter.error(code, f"{type(error).__name__}: {error}".strip(), hint)
+            self._end("failed", f"{type(error).__name__}: {error}")
+            return EXIT_BUG
+        finally:
+            self.reporter.close()
+
+    def _end(self, status: str, reason: str) -> None:
+        step = self.trainer.position.step if self.trainer else 0
+        self.reporter.event("end", status=status, reason=reason, step=step)
+
+    def _train(self) -> str:
+        config, reporter = self.config, self.reporter
+        for warning in config.warnings:
+            reporter.warn("option", warning.message, warning.hint, warning.key)
+        check_paths(config)
+        seed = random.SystemRandom().randrange(2**32) if config.training.seed is None else config.training.seed
+        reporter.phase("scan pictures")
+        data = scan(config, seed)
+        plan = plan_of(config, data, int(os.environ.get("WORLD_SIZE", "1")))
+        show_dataset(reporter, data.train, plan)
+        facts = plan_event(config, data.train, plan)
+        if config.run.plan_only:
+            if reporter.is_main:
+                print(json.dumps(facts, ensure_ascii=False))
+            return "done"
+        run = self._prepare(data, plan, seed)
+        rates = run.created.learning_rates()
+        reporter.event("start", **facts, device=str(run.accelerator.device), trains=rates, seed=seed)
+        public = {key: value for key, value in config.values().items() if key not in SECRETS}
+        start_trackers(run.accelerator, config.logging, public)
+        self.trainer = resume_trainer(run, config)
+        return self._loop(run, self.trainer)
+
+    def _prepare(self, data: Data, plan: RunPlan, seed: int) -> Run:
+        """Load the model, cache latents, attach the method, make optimizer and the rest."""
+        config, family, method, reporter = self.config, self.family, self.method, self.reporter
+        precision = resolve(config.training, config.saving, guess_device())
+        reporter.notices(precision.notices)
+        accelerator = make_accelerator(config.training, config.logging, config.network, precision.mixed_precision)
+        seed_everything(seed, accelerator.process_index)
+        model = load_model(config, family, precision, accelerator.device, reporter)
+        cache_latents(config, family, model, data, accelerator, reporter)
+        if accelerator.num_processes > 1:
+            seed_everything(seed)  # a network's first weights are drawn next: the same in every process
+        attach(config, family, model, method, precision, accelerator.device)
+        if accelerator.num_processes > 1:
+            seed_everything(seed, accelerator.process_index)
+        assembly = Assembly(config, family, method, model, data, plan, precision, accelerator, reporter, seed)
+        return assembly.build(state_writer(accelerator, method, config))
+
+    @staticmethod
+    def _loop(run: Run, trainer: Trainer) -> str:
+        try:
+            status = trainer.train()
+        except NotFiniteError:
+            trainer.keep_last_good()
+            raise
+        finally:
+            run.loader.close()
+            if run.saver.uploader:
+                run.saver.uploader.wait()
+        if run.accelerator.trackers:
+            run.accelerator.end_training()
+        return status
+
+
+def explain(error: Exception) -> tuple[str, str]:
+    """A code and a way out for errors that come from the machine rather than from us."""
+    text = str(error).lower()
+    if "out of memory" in text or isinstance(error, MemoryError):
+        return "memory", (
+            "Out of memory: lower train_batch_size or resolution, or switch on gradient_checkpointing, cache_latents "
+            "or fp8_base."
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "disk", "The disk is full: make room, then resume from the last state."
+    return "bug", "This is a fault of the program; the log holds the details."
+
+
+def run_session(config: TrainNetworkConfig, family: Family, method: Method) -> int:
+    """Run a session and return its exit code."""
+    return Session(config, family, method).run()

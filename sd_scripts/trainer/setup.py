@@ -1,0 +1,150 @@
+"""Putting a run together, cheapest checks first: options, paths, pictures, then the model, the cache, the network."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from sd_scripts.data.config import build_blueprint
+from sd_scripts.data.dataset import DatasetGroup, build
+from sd_scripts.families.base import Family, Model
+from sd_scripts.methods.base import Method
+from sd_scripts.sampling.prompts import parse_prompts
+from sd_scripts.schema.commands import TrainNetworkConfig
+from sd_scripts.schema.errors import UserError
+from sd_scripts.trainer.reporting import Reporter
+from sd_scripts.training.plan import RunPlan, make_plan
+from sd_scripts.training.precision import Precision
+
+
+@dataclass
+class Data:
+    """The pictures of a run, scanned but not loaded."""
+
+    train: DatasetGroup
+    validation: DatasetGroup | None
+
+
+def check_paths(config: TrainNetworkConfig) -> None:
+    """Look at every file and folder the run will need, before anything is loaded.
+
+    Raises UserError for the first one that is missing or cannot be written.
+    """
+    for key, path in (
+        ("network_weights", config.network.network_weights),
+        ("vae", config.model.vae if _looks_like_path(config.model.vae) else None),
+        ("sample_prompts", config.sampling.sample_prompts),
+        ("resume", None if config.saving.resume_from_huggingface else config.saving.resume),
+        *(("base_weights", path) for path in config.network.base_weights or []),
+    ):
+        if path and not Path(path).exists():
+            raise UserError(f"{key}: '{path}' does not exist.", key, "Check the path.")
+    if config.sampling.sample_prompts:
+        parse_prompts(Path(config.sampling.sample_prompts))
+    folder = Path(config.saving.output_dir or ".")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir '{folder}' cannot be made: {error.strerror}.", "output_dir") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"output_dir '{folder}' cannot be written to.", "output_dir", "Choose another folder.")
+
+
+def _looks_like_path(name: str | None) -> bool:
+    """A file or folder rather than the hub's user/name."""
+    return bool(name) and (Path(name or "").suffix != "" or os.path.isabs(name or ""))
+
+
+def scan(config: TrainNetworkConfig, seed: int) -> Data:
+    """Find the pictures. Raises UserError where they cannot be trained on."""
+    return Data(*build(build_blueprint(config.dataset, config.captions, config.validation), seed))
+
+
+def plan_of(config: TrainNetworkConfig, data: Data, processes: int) -> RunPlan:
+    """All lengths of the run."""
+    return make_plan(
+        config.training,
+        config.optimizer,
+        config.saving,
+        batches=data.train.batches_per_epoch,
+        batch_size=data.train.batch_size,
+        processes=processes,
+    )
+
+
+def load_model(
+    config: TrainNetworkConfig, family: Family, precision: Precision, device: torch.device, reporter: Reporter
+) -> Model:
+    """Load the base model: straight onto the device with --lowram, else into main memory first."""
+    reporter.phase("load model")
+    model = family.load(config.model, precision.weights, device if config.training.lowram else "cpu")
+    for note in model.extras.get("notes", ()):
+        reporter.warn("model", str(note), key="pretrained_model_name_or_path")
+    family.apply_memory_options(model, config.training)
+    model.vae.to(dtype=precision.vae(config.model.no_half_vae))
+    return model
+
+
+def cache_latents(
+    config: TrainNetworkConfig, family: Family, model: Model, data: Data, accelerator: Accelerator, reporter: Reporter
+) -> None:
+    """Encode the pictures once, where the options ask for it; the VAE leaves the device afterwards."""
+    if not config.dataset.cache_latents:
+        model.vae.to(accelerator.device)
+        return
+    model.vae.to(accelerator.device).eval()
+    for group in (data.train, data.validation):
+        if group is None:
+            continue
+        group.cache_latents(
+            lambda pixels: family.encode_images(model, pixels),
+            to_disk=config.dataset.cache_latents_to_disk,
+            batch_size=config.dataset.vae_batch_size,
+            device=accelerator.device,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            progress=lambda done, of: reporter.phase("cache latents", done, of),
+            wait=accelerator.wait_for_everyone,
+            family=family.name,
+            encoder_id=vae_identity(model),
+        )
+    if not config.training.highvram:
+        model.vae.to("cpu")
+        if accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+    accelerator.wait_for_everyone()
+
+
+def vae_identity(model: Model) -> str:
+    """A short text that changes with the VAE's weights: latents of another VAE are not reused.
+
+    Hashes one small tensor, its first convolution: any retrained VAE differs there.
+    """
+    first = next(iter(model.vae.state_dict().values())).detach().float().cpu().contiguous()
+    return hashlib.sha256(first.numpy().tobytes()).hexdigest()[:16]
+
+
+def attach(
+    config: TrainNetworkConfig, family: Family, model: Model, method: Method, precision: Precision, device: torch.device
+) -> None:
+    """Move the model to the device and put what is trained into it."""
+    model.unet.to(device)
+    for encoder in model.text_encoders:
+        encoder.to(device)
+    checkpointing = config.training.gradient_checkpointing or config.training.cpu_offload_checkpointing
+    if checkpointing:
+        family.use_gradient_checkpointing(model, text=method.trains_text_encoder)
+    method.attach(
+        model,
+        family,
+        gradient_checkpointing=checkpointing,
+        weight_dtype=precision.weights,
+        network_dtype=precision.trained,
+    )
+    if config.training.torch_compile and config.training.dynamo_backend != "no":
+        model.unet.compile(backend=config.training.dynamo_backend)

@@ -1,0 +1,112 @@
+"""One training step's mathematics: from a batch to a loss per sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sd_scripts.data.batch import Batch
+from sd_scripts.families.base import Family, Model
+from sd_scripts.methods.base import Method
+from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.loss import LossOptions
+from sd_scripts.schema.model import ModelOptions
+from sd_scripts.training import loss as losses
+from sd_scripts.training import noise
+from sd_scripts.training.noise import NoiseSample, Schedule
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What predicts, apart from the trained module. None of it is wrapped, moved or saved by accelerate."""
+
+    family: Family
+    model: Model
+    method: Method
+    options: ModelOptions
+    offload: bool = False
+
+
+class Predictor(nn.Module):
+    """The forward pass as one module, so that data-parallel wrappers see the trained weights and nothing else.
+
+    Only `trained` is a submodule: its parameters are what accelerate moves, wraps and reduces. The frozen base model
+    is reached through `ingredients` and stays as it was loaded. `offload` there sends what is kept for the backward
+    pass to main memory.
+    """
+
+    def __init__(self, trained: nn.Module, ingredients: Ingredients) -> None:
+        super().__init__()
+        self.trained = trained
+        self._ingredients = (ingredients,)  # a tuple hides the base model from Module.__setattr__
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, batch: Batch) -> Tensor:
+        """[B,4,h,w] noisy scaled latents and [B] timesteps -> the model's prediction [B,4,h,w]."""
+        parts = self._ingredients[0]
+        if parts.offload and torch.is_grad_enabled():
+            # What gradient checkpointing keeps for the backward pass waits in main memory.
+            with torch.autograd.graph.save_on_cpu(pin_memory=noisy.device.type == "cuda"):
+                return self._predict(parts, noisy, timesteps, batch)
+        return self._predict(parts, noisy, timesteps, batch)
+
+    @staticmethod
+    def _predict(parts: Ingredients, noisy: Tensor, timesteps: Tensor, batch: Batch) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and parts.method.trains_text_encoder):
+            conditioning = parts.family.encode_captions(parts.model, batch.captions, options=parts.options)
+        conditioning = parts.method.before_predict(conditioning, batch)
+        return parts.family.predict(parts.model, noisy, timesteps, conditioning)
+
+
+@dataclass(frozen=True)
+class StepMaths:
+    """Everything that turns a batch into losses."""
+
+    ingredients: Ingredients
+    schedule: Schedule
+    loss: LossOptions
+    device: torch.device
+    weight_dtype: torch.dtype
+
+    def latents(self, batch: Batch) -> Tensor:
+        """Scaled latents [B,4,h,w] of a batch: from the cache, or encoded now.
+
+        Raises UserError when they are not finite (a VAE in half precision does that).
+        """
+        parts = self.ingredients
+        if batch.latents is not None:
+            latents = batch.latents.to(self.device, self.weight_dtype)
+        else:
+            if batch.images is None:
+                raise ValueError("a batch holds neither pictures nor latents")
+            with torch.no_grad():
+                latents = parts.family.encode_images(parts.model, batch.images.to(self.device))
+            latents = latents.to(self.device, self.weight_dtype)
+        if not bool(torch.isfinite(latents).all()):
+            raise UserError(
+                f"The VAE gave NaN for {', '.join(batch.paths)}.",
+                "no_half_vae",
+                "Switch on no_half_vae, or use another VAE; delete these pictures' .npz files if they were cached.",
+            )
+        return latents * parts.family.latent_scale
+
+    def draw(
+        self, batch: Batch, generator: torch.Generator | None = None, timesteps: Tensor | None = None
+    ) -> NoiseSample:
+        """Latents, noise and timesteps of one batch."""
+        prediction = self.ingredients.model.prediction_type
+        return noise.prepare(self.latents(batch), self.schedule, self.loss, prediction, generator, timesteps)
+
+    def losses(self, prediction: Tensor, sample: NoiseSample, batch: Batch) -> Tensor:
+        """[B] float32."""
+        masks = batch.masks if self.loss.masked_loss or batch.masks is not None else None
+        return losses.per_sample(
+            prediction,
+            sample,
+            self.loss,
+            self.schedule,
+            self.ingredients.model.prediction_type,
+            batch.loss_weights.to(self.device),
+            None if masks is None else masks.to(self.device),
+        )

@@ -28,8 +28,8 @@ class Bucketing:
     no_upscale: bool = False
 
     def rounded_range(self) -> tuple[int, int]:
-        """Range with the minimum rounded down and the maximum rounded up to a multiple of the step."""
-        return self.minimum // self.step * self.step, -(-self.maximum // self.step) * self.step
+        """Range with the minimum rounded down, to one step at least, and the maximum up to a multiple of the step."""
+        return max(self.step, self.minimum // self.step * self.step), -(-self.maximum // self.step) * self.step
 
 
 @dataclass(frozen=True, slots=True)

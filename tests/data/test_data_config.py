@@ -43,7 +43,7 @@ def test_class_folders(folder: Folder, tmp_path: Path) -> None:
     ]
     assert spec.bucketing is not None
     assert spec.bucketing.resolution == (64, 96)
-    assert spec.bucketing.rounded_range() == (0, 192)
+    assert spec.bucketing.rounded_range() == (64, 192)
     assert (spec.batch_size, spec.prior_loss_weight) == (3, 0.5)
     assert all(s.flip_aug and s.captions.keep_tokens == 2 for s in spec.subsets)
     assert made.from_file is False

@@ -68,6 +68,7 @@ def test_without_buckets_everything_goes_to_the_resolution() -> None:
 
 def test_range_is_rounded_to_the_step() -> None:
     assert Bucketing((512, 512), True, 300, 1000, 64).rounded_range() == (256, 1024)
+    assert Bucketing((512, 512), True, 32, 1000, 64).rounded_range() == (64, 1024)
 
 
 def test_a_picture_below_one_step_is_refused() -> None:

@@ -53,7 +53,7 @@ def implied(values: Mapping[str, Any]) -> dict[str, Any]:
     if values["caption_extention"]:
         found["caption_extension"] = values["caption_extention"]
     if values["deepspeed"]:
-        # DeepSpeed's engine starts its own helpers; more loading processes have been seen to hang it
+        # as the known scripts do with DeepSpeed, whatever was asked for
         found["max_data_loader_n_workers"] = 1
     for key in ("sample_every_n_steps", "sample_every_n_epochs"):
         if (values[key] or 0) < 0:

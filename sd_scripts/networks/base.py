@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -129,6 +130,8 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         if file.suffix == ".safetensors":
             return load_file(str(file), device="cpu")
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise UserError(f"The weight file '{file}' is damaged, or holds code instead of weights.") from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise UserError(f"The weight file '{file}' cannot be read: {error}", hint="It may be damaged.") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sd_scripts.networks.base import read_weights
 from sd_scripts.schema.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 MODULE = "lycoris.kohya"
 # Read as plain text by LyCORIS, so that the word "False" would switch them on.
 _TRUTHY_TEXTS = ("decompose_both",)
+# Presets of LyCORIS that match nothing, and ours in their place.
+_OWN_PRESETS = {"ia3": Path(__file__).with_name("lycoris_ia3.toml")}
 
 
 def _check_arguments(module: ModuleType, arguments: dict[str, Any]) -> None:
@@ -35,7 +38,9 @@ def _check_arguments(module: ModuleType, arguments: dict[str, Any]) -> None:
             "network_args",
             hint=f"It has: {', '.join(sorted(set(algorithms)))}.",
         )
-    preset = arguments.get("preset")
+    preset = str(arguments.get("preset") or "")
+    if preset in _OWN_PRESETS:
+        arguments["preset"] = preset = str(_OWN_PRESETS[preset])
     presets = getattr(module, "PRESET", {})
     if preset and preset not in presets and not Path(preset).is_file():
         raise UserError(
@@ -66,12 +71,42 @@ def guarded(module: ModuleType | None, arguments: dict[str, Any]) -> Iterator[No
         raise UserError(
             f"LyCORIS refused: {type(error).__name__}: {error}",
             "network_args",
-            hint="Check algo, preset and the other network_args; ia3 and dylora files cannot be loaded again by it.",
+            hint="Check algo, preset and the other network_args. It cannot take ranks from ia3 and dylora files.",
         ) from error
     finally:
         for cls, attributes in zip(classes, before):
             for key, value in attributes.items():
                 setattr(cls, key, value)
+
+
+def load(network: Any, path: str | Path) -> str:
+    """Load a file into an applied LyCORIS network, DyLoRA included; a sentence about what fitted.
+
+    Raises UserError when nothing of the file fits.
+    """
+    weights = read_weights(path)
+    in_file = {key.split(".")[0] for key in weights}
+    fitting = [lora for lora in network.loras if lora.lora_name in in_file]
+    if not fitting:
+        raise UserError(f"'{path}' holds no weight that fits this network.", "network_weights")
+    with guarded(None, {}):
+        network.load_weights(str(path))
+        for lora in fitting:
+            if hasattr(lora, "up_list"):
+                _fill_blocks(lora, weights)
+    return f"{len(fitting)} of {len(network.loras)} modules loaded"
+
+
+@torch.no_grad()
+def _fill_blocks(lora: Any, weights: dict[str, torch.Tensor]) -> None:
+    """DyLoRA is saved as one pair of matrices but kept in blocks of ranks, which its own loader leaves empty."""
+    up = weights[f"{lora.lora_name}.lora_up.weight"].flatten(1)
+    down = weights[f"{lora.lora_name}.lora_down.weight"].flatten(1)
+    for own, block in zip(lora.up_list, up.split(lora.block_size, dim=1)):
+        own.copy_(block)
+    for own, block in zip(lora.down_list, down.split(lora.block_size, dim=0)):
+        own.copy_(block)
+    lora.alpha.copy_(weights[f"{lora.lora_name}.alpha"])
 
 
 @torch.no_grad()

@@ -192,9 +192,9 @@ class Plugin:
         """Load weights into the applied network; a sentence about what fitted."""
         if not Path(path).is_file():
             raise UserError(f"The network file '{path}' does not exist.", "network_weights")
-        with _watched(self.name, None, {}):
-            info = self.module.load_weights(str(path))
-        return str(info)
+        if self.is_lycoris:
+            return lycoris_compat.load(self.module, path)
+        return str(self.module.load_weights(str(path)))
 
     def optional(self, method: str) -> Callable[..., Any] | None:
         """A method that a network may have or not."""
@@ -328,7 +328,7 @@ def _mend_hashes(path: Path) -> None:
         save_file(tensors, str(path), mended)
 
 
-def _watched(name: str, module: ModuleType | None, offered: dict[str, Any]) -> AbstractContextManager[None]:
+def _watched(name: str, module: ModuleType, offered: dict[str, Any]) -> AbstractContextManager[None]:
     """Around a call of a plugin: LyCORIS gets its arguments checked and its class left as it was."""
     if name == lycoris_compat.MODULE:
         return lycoris_compat.guarded(module, offered)

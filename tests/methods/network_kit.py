@@ -1,0 +1,78 @@
+"""A small real model, a network on it, and a few steps of training, for the tests of networks and methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sd_scripts.families.base import Model
+from sd_scripts.families.sd import StableDiffusion
+from sd_scripts.methods.network import NetworkMethod
+from sd_scripts.models.tiny import build_tiny
+from sd_scripts.schema.model import ModelOptions
+from sd_scripts.schema.network import NetworkOptions
+from sd_scripts.schema.optimizer import OptimizerOptions
+
+FAMILY = StableDiffusion()
+CAPTIONS = ["a photo of a cat", "a dog"]
+
+
+def model(version: str = "sd1") -> Model:
+    """The same small model every time."""
+    made = build_tiny(version)
+    return Model(made.unet, [made.text_encoder], [made.tokenizer], made.vae, version, made.prediction_type)
+
+
+def method(rate: float = 1e-2, rates: dict[str, Any] | None = None, **options: Any) -> NetworkMethod:
+    """A method with these network options."""
+    return NetworkMethod(NetworkOptions(**options), OptimizerOptions(learning_rate=rate, **(rates or {})))
+
+
+def attached(
+    base: Model, rate: float = 1e-2, checkpointing: bool = False, rates: dict[str, Any] | None = None, **options: Any
+) -> NetworkMethod:
+    """A method whose network is in the model."""
+    made = method(rate, rates, **options)
+    made.attach(base, FAMILY, gradient_checkpointing=checkpointing, weight_dtype=torch.float32)
+    return made
+
+
+def output(base: Model) -> Tensor:
+    """The U-Net's output for fixed latents, steps and captions, through text encoder and U-Net."""
+    generator = torch.Generator().manual_seed(0)
+    noisy = torch.randn(2, 4, 8, 8, generator=generator)
+    conditioning = FAMILY.encode_captions(base, CAPTIONS, options=ModelOptions())
+    return FAMILY.predict(base, noisy, torch.tensor([500, 100]), conditioning)
+
+
+def train(base: Model, made: NetworkMethod, steps: int = 2) -> list[float]:
+    """Some steps towards zero output; the losses."""
+    groups = [
+        {"params": group.params} | ({} if group.lr is None else {"lr": group.lr}) for group in made.parameter_groups()
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    made.on_epoch_start()
+    losses = []
+    for _ in range(steps):
+        made.on_step_start(None)
+        loss = output(base).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        made.after_step()
+        losses.append(loss.item())
+    return losses
+
+
+def trained_file(path: Path, steps: int = 2, dtype: torch.dtype | None = None, **options: Any) -> tuple[Model, Path]:
+    """A small model with a trained network in it, and the network's file."""
+    torch.manual_seed(0)
+    base = model()
+    made = attached(base, **options)
+    train(base, made, steps)
+    made.save(path, dtype, {"ss_v2": "False"})
+    made.module.eval()
+    return base, path

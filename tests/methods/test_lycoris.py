@@ -1,0 +1,178 @@
+"""Unmodified LyCORIS as a network plugin: every algorithm trains under kohya's names and comes back."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from network_kit import attached, method, model, output, train, trained_file
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from sd_scripts.models.fp8 import store_in_fp8
+from sd_scripts.networks.hashes import network_hashes
+from sd_scripts.networks.plugin import load_plugin
+from sd_scripts.schema.errors import UserError
+
+lycoris = pytest.importorskip("lycoris.kohya")
+
+# algo -> preset; ia3 has one of its own.
+ALGORITHMS = {
+    "lora": "full",
+    "locon": "full",
+    "loha": "full",
+    "lokr": "full",
+    "ia3": "ia3",
+    "dylora": "full",
+    "glora": "full",
+    "diag-oft": "full",
+    "boft": "full",
+    "full": "attn-mlp",
+}
+# LyCORIS itself cannot read its own files of these: its loader fails.
+NOT_LOADABLE = {"ia3", "dylora"}
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    logging.getLogger("LyCORIS").setLevel(logging.ERROR)
+
+
+def options(algo: str, *more: str, dim: int = 8, alpha: float = 2.0) -> dict[str, Any]:
+    return {
+        "network_module": "lycoris.kohya",
+        "network_dim": dim,
+        "network_alpha": alpha,
+        "network_args": [f"algo={algo}", f"preset={ALGORITHMS.get(algo, 'full')}", *more],
+    }
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_an_algorithm_trains_saves_and_comes_back(algo: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = model()
+    plain = output(base)
+    # One block of ranks: DyLoRA draws a block for every call, also when it is not training.
+    more = ["block_size=8"] * (algo == "dylora")
+    made = attached(base, rate=5e-3, **options(algo, *more))
+    torch.testing.assert_close(output(base), plain, rtol=1e-4, atol=1e-4)
+    losses = train(base, made, steps=3)
+    assert losses[-1] < losses[0]
+    path = tmp_path / "x.safetensors"
+    made.save(path, None, {"ss_v2": "False"})
+    made.module.eval()
+    wanted = output(base)
+    assert (wanted - plain).abs().max() > 1e-3
+
+    weights = load_file(path)
+    names = {key.split(".")[0] for key in weights}
+    assert "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k" in names
+    assert algo == "ia3" or "lora_te_text_model_encoder_layers_0_self_attn_q_proj" in names
+    with safe_open(str(path), framework="pt") as handle:
+        notes = handle.metadata()
+    assert (notes["sshs_model_hash"], notes["sshs_legacy_hash"]) == network_hashes(weights, {"ss_v2": "False"})
+
+    again = model()
+    attached(again, **options(algo, *more), network_weights=str(path)).module.eval()
+    torch.testing.assert_close(output(again), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("algo", ["locon", "loha", "lokr"])
+def test_merging_counts_alpha_once(algo: str, tmp_path: Path) -> None:
+    trained, path = trained_file(tmp_path / "x.safetensors", rate=2e-2, steps=3, **options(algo))
+    wanted = output(trained)
+    base = model()
+    plain = output(base)
+    attached(base, **options(algo), base_weights=[str(path)])
+    assert (wanted - plain).abs().max() > 1e-2
+    torch.testing.assert_close(output(base), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_module_counts_of_the_presets_are_those_on_the_original_model() -> None:
+    counts = {}
+    for preset in ("full", "attn-mlp", "attn-only"):
+        made = attached(model(), **{**options("locon"), "network_args": ["algo=locon", f"preset={preset}"]})
+        counts[preset] = len(made.module.unet_loras)
+    assert counts == {"full": 282, "attn-mlp": 192, "attn-only": 128}
+
+
+def test_a_preset_does_not_stick_to_the_process() -> None:
+    before = list(lycoris.LycorisNetworkKohya.UNET_TARGET_REPLACE_MODULE)
+    attached(model(), **{**options("locon"), "network_args": ["algo=locon", "preset=attn-only"]})
+    assert before == lycoris.LycorisNetworkKohya.UNET_TARGET_REPLACE_MODULE
+    made = attached(model(), **options("locon"))
+    assert len(made.module.unet_loras) == 282
+
+
+def test_groups_and_a_frozen_part() -> None:
+    made = attached(model(), rates={"unet_lr": 1e-3, "text_encoder_lr": [0.0]}, **options("locon"))
+    groups = made.parameter_groups()
+    assert [(group.name, group.lr) for group in groups] == [("unet", 1e-3)]
+    assert not any(p.requires_grad for lora in made.module.text_encoder_loras for p in lora.parameters())
+    plus = attached(model(), rate=1e-3, **options("locon", "loraplus_lr_ratio=4"))
+    assert {group.name: group.lr for group in plus.parameter_groups()} == {
+        "textencoder": 1e-3,
+        "textencoder plus": 4e-3,
+        "unet": 1e-3,
+        "unet plus": 4e-3,
+    }
+
+
+def test_norms_can_be_limited() -> None:
+    base = model()
+    made = attached(base, rate=1.0, **options("locon"), scale_weight_norms=0.05)
+    train(base, made, steps=1)
+    figures = made.after_step()
+    assert figures is not None and figures["max_key_norm"] <= 0.051
+
+
+def test_refusals_are_sentences(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no algo 'lorra'"):
+        attached(model(), **options("lorra"))
+    with pytest.raises(UserError, match="neither a known preset nor a file"):
+        attached(model(), **{**options("locon"), "network_args": ["preset=nothing"]})
+    with pytest.raises(UserError, match="LyCORIS refused"):
+        attached(model(), **options("locon", "conv_dim=many"))
+    base = model()
+    store_in_fp8(base.unet)
+    with pytest.raises(UserError, match="bypass_mode=True"):
+        attached(base, **options("locon"))
+    mixed = attached(model(), **options("locon"))
+    mixed.on_step_start(torch.tensor([0.5, 0.5]))
+    with pytest.raises(UserError, match="one network_multiplier"):
+        mixed.on_step_start(torch.tensor([0.5, 1.0]))
+
+
+def test_an_8_bit_base_model_trains_with_bypass() -> None:
+    base = model()
+    store_in_fp8(base.unet)
+    made = attached(base, rate=1e-2, **options("locon", "bypass_mode=True"))
+    losses = train(base, made, steps=3)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("algo", sorted(NOT_LOADABLE))
+def test_what_lycoris_cannot_read_back_is_said(algo: str, tmp_path: Path) -> None:
+    _, path = trained_file(tmp_path / "x.safetensors", steps=1, **options(algo))
+    with pytest.raises(UserError, match="LyCORIS refused"):
+        attached(model(), **options(algo), network_weights=str(path), dim_from_weights=True)
+
+
+def test_a_word_for_no_means_no() -> None:
+    made = method(network_module="lycoris.kohya", network_args=["algo=lokr", "decompose_both=False"])
+    assert json.loads(made.metadata()["ss_network_args"])["decompose_both"] == "False"
+    attached_lokr = attached(model(), **options("lokr", "decompose_both=False", "factor=2", dim=2))
+    assert not any("lokr_w1_a" in name for name in attached_lokr.module.state_dict())
+
+
+def test_foreign_modules_need_permission_and_missing_packages_are_named() -> None:
+    with pytest.raises(UserError, match="none of the known ones.*allow_plugins"):
+        load_plugin("somebody.network")
+    with pytest.raises(UserError, match="cannot be imported"):
+        load_plugin("somebody.network", allow_plugins=True)
+    with pytest.raises(UserError, match="no function create_network"):
+        load_plugin("json", allow_plugins=True)

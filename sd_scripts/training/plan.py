@@ -113,5 +113,10 @@ def _start(training: TrainingOptions, per_epoch: int, total: int, accumulation: 
             key,
             "Raise max_train_steps or max_train_epochs: they count from the very beginning.",
         )
-    epoch, within = divmod(step, per_epoch)
-    return Start(epoch, within * accumulation if training.skip_until_initial_step else 0, step)
+    return start_at(step, per_epoch, accumulation, training.skip_until_initial_step)
+
+
+def start_at(step: int, steps_per_epoch: int, accumulation: int, skip: bool) -> Start:
+    """The position after `step` optimizer steps; with `skip` the epoch's pictures until there are skipped too."""
+    epoch, within = divmod(step, steps_per_epoch)
+    return Start(epoch, within * accumulation if skip else 0, step)

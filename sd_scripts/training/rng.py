@@ -28,9 +28,11 @@ def seed_everything(seed: int, process_index: int = 0) -> None:
 
 def capture() -> dict[str, Any]:
     """Where the streams of Python, numpy, torch and every CUDA device stand."""
+    kind, key, position, has_gauss, gauss = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "random_state": random.getstate(),
-        "numpy_random_seed": np.random.get_state(),
+        # As a list, since an array could only be read back by a loader that runs more of pickle.
+        "numpy_random_seed": (kind, [int(word) for word in key], int(position), int(has_gauss), float(gauss)),
         "torch_manual_seed": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

@@ -1,0 +1,223 @@
+"""The files inside a training state folder: written completely or not at all, and never run when read."""
+
+import json
+import os
+import pickle
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sd_scripts.networks.base import atomic_path
+from sd_scripts.schema.errors import UserError
+
+# accelerate's names, so that either program finds its way in the other's folder.
+WEIGHTS, OPTIMIZER, SCHEDULER, SCALER = "model.safetensors", "optimizer.bin", "scheduler.bin", "scaler.pt"
+OLD_WEIGHTS = "pytorch_model.bin"
+PROGRESS = "train_state.json"
+# Ours: it lists all other files, so it comes last and its presence means that the state is whole.
+MANIFEST = "state.json"
+_READ_ERRORS = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    OSError,
+)
+
+
+def random_states_name(process_index: int) -> str:
+    """The file with the random streams of one process."""
+    return f"random_states_{process_index}.pkl"
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open folders, and needs no such call
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _beside(folder: Path, ending: str) -> Path:
+    """A hidden name in the same place, so that renaming stays within one file system."""
+    return folder.with_name(f".{folder.name}.{ending}")
+
+
+def write_torch(path: Path, content: object) -> None:
+    """Write with torch.save and flush to the disk."""
+    torch.save(content, path)
+    _flush(path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors exactly as they are. Copies, because safetensors refuses tensors that share memory."""
+    save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, str(path))
+    _flush(path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON as UTF-8, complete or absent."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
+
+
+@contextmanager
+def writing(folder: Path, is_main: bool, barrier: Callable[[], None], about: dict[str, Any]) -> Iterator[Path]:
+    """Yield a hidden folder to write into; at the end the main process gives it the name `folder`.
+
+    `about` is written into the manifest by the main process at the end of the block. `barrier` waits for all
+    processes. A folder of that name is replaced only once the new one is whole. When the block raises, nothing stays.
+    """
+    temporary, replaced = _beside(folder, "part"), _beside(folder, "old")
+    if is_main:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    barrier()
+    try:
+        yield temporary
+        barrier()
+        if is_main:
+            _finish(folder, temporary, replaced, about)
+    except BaseException:
+        if is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    barrier()
+
+
+def _finish(folder: Path, temporary: Path, replaced: Path, about: dict[str, Any]) -> None:
+    files = {
+        path.name: {"bytes": path.stat().st_size, "crc32": _checksum(path)} for path in sorted(temporary.iterdir())
+    }
+    write_json(temporary / MANIFEST, {**about, "files": files})
+    _flush_folder(temporary)
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    temporary.rename(folder)
+    _flush_folder(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def locate(folder: Path) -> Path:
+    """The state folder, or the one it was about to replace if the program ended in just that moment.
+
+    Raises UserError when there is neither, or when it holds no state.
+    """
+    replaced = _beside(folder, "old")
+    if not folder.exists() and (replaced / MANIFEST).exists():
+        return replaced
+    if not folder.is_dir():
+        raise UserError(f"The state folder '{folder}' does not exist.", "resume", _others(folder))
+    if not any((folder / name).exists() for name in (MANIFEST, WEIGHTS, OLD_WEIGHTS)):
+        raise UserError(f"'{folder}' holds no training state.", "resume", _others(folder))
+    return folder
+
+
+def _others(folder: Path) -> str:
+    """Names of whole states beside the one that cannot be used."""
+    if not folder.parent.is_dir():
+        return ""
+    names = sorted(path.parent.name for path in folder.parent.glob(f"*-state/{MANIFEST}") if path.parent != folder)
+    return f"Whole states beside it: {', '.join(names[-5:])}." if names else ""
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of one of our states, every file checked against it; None for a state of another program.
+
+    Raises UserError when a file is missing or was changed or cut off.
+    """
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = read_json(folder / MANIFEST)
+    for name, known in manifest.get("files", {}).items():
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else None
+        if size is None:
+            trouble = f"{name} is missing"
+        elif size != known["bytes"]:
+            trouble = f"{name} has {size} bytes instead of {known['bytes']}"
+        elif _checksum(path) != known["crc32"]:
+            trouble = f"{name} was changed"
+        else:
+            continue
+        raise UserError(f"The training state '{folder}' is damaged: {trouble}.", "resume", _others(folder))
+    return manifest
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError when it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' cannot be read: {error}.", "resume") from error
+    if not isinstance(content, dict):
+        raise UserError(f"'{path}' is not what was expected.", "resume")
+    return content
+
+
+def read_weights_of(folder: Path) -> dict[str, Tensor]:
+    """The network weights of a state folder, from either of accelerate's file names. Raises UserError."""
+    path = folder / WEIGHTS
+    try:
+        if path.exists():
+            return load_file(str(path), device="cpu")
+        loaded: dict[str, Tensor] = torch.load(folder / OLD_WEIGHTS, map_location="cpu", weights_only=True)
+    except _READ_ERRORS as error:
+        raise UserError(f"The weights in '{folder}' cannot be read: {_reason(error)}.", "resume") from error
+    return loaded
+
+
+def read_torch(path: Path) -> Any:
+    """A file of torch.save, restricted to data. Raises UserError when it is damaged or holds code."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except _READ_ERRORS as error:
+        raise UserError(f"'{path}' cannot be read: {_reason(error)}.", "resume") from error
+
+
+def read_random_states(path: Path) -> Any:
+    """Random streams, also as accelerate writes them (with a numpy array inside). Raises UserError."""
+    rebuild = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+    harmless: list[Any] = [
+        rebuild,
+        (rebuild, "numpy.core.multiarray._reconstruct"),
+        np.ndarray,
+        np.dtype,
+        type(np.dtype(np.uint32)),
+    ]
+    with torch.serialization.safe_globals(harmless):
+        return read_torch(path)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is damaged, or holds code instead of data"
+    return str(error).strip().split("\n")[0].rstrip(".")

@@ -73,7 +73,8 @@ class _Sample:
 def make_batch(group: DatasetGroup, index: int, epoch: int, step: int = 0, max_steps: int = 0) -> Batch:
     """Batch `index` of an epoch (from 1).
 
-    All draws follow from (seed, epoch, index), so they depend neither on worker processes nor on what came before.
+    All draws follow from (seed, epoch, index), so they depend neither on worker processes nor on what came before; and
+    mirroring and captions are the same with cached latents as without.
 
     Args:
         step: optimiser steps done before this batch, for token warm-up.
@@ -83,13 +84,14 @@ def make_batch(group: DatasetGroup, index: int, epoch: int, step: int = 0, max_s
         DataError: naming a picture or cache file that cannot be read.
     """
     dataset, number = group.locate(index)
-    rng = random.Random(f"{group.seed}/{epoch}/{index}")
+    start = f"{group.seed}/{epoch}/{index}"
+    rng, words = random.Random(start), random.Random(f"{start}/words")
     moment = Moment(epoch, step, max_steps)
     records = [dataset.records[i] for i in dataset.order.pictures(epoch, number)]
     samples, captions = [], []
     for record in records:
         samples.append(_sample(group, dataset, record, rng))
-        captions.append(compose(record.caption, dataset.subset_of(record).captions, rng, moment))
+        captions.append(compose(record.caption, dataset.subset_of(record).captions, words, moment))
     weights = [dataset.spec.prior_loss_weight if dataset.subset_of(r).is_reg else 1.0 for r in records]
     return Batch(
         images=_stack([sample.pixels for sample in samples]),
@@ -129,23 +131,22 @@ def _masks(samples: list[_Sample]) -> Tensor:
 
 def _sample(group: DatasetGroup, dataset: Dataset, record: ImageRecord, rng: random.Random) -> _Sample:
     subset = dataset.subset_of(record)
+    flipped = subset.flip_aug and rng.random() < 0.5
     cached = record.latents
     if cached is None and record.cache_path is not None:
         cached = read_latents(record.cache_path, Wanted.of(record, subset))
     if cached is not None:
-        return _from_cache(group, dataset, record, cached, rng)
+        return _from_cache(group, dataset, record, cached, flipped)
     place = record.placement
     picture = load_picture(record.path, with_mask=subset.alpha_mask)
     control = _conditioning(group, record, picture)
-    corners = random.Random(rng.getrandbits(64))
-    again = corners.getstate()
-    picture = _cut(dataset, record, picture, corners)
+    before = rng.getstate()
+    picture = _cut(dataset, record, picture, rng)
     if control is not None:
-        corners.setstate(again)  # the same place is cut out of the control picture
-        control = _cut(dataset, record, control, corners)
+        rng.setstate(before)  # the same place is cut out of the control picture
+        control = _cut(dataset, record, control, rng)
     if subset.color_aug:
         picture = Picture(shift_colours(picture.pixels, rng), picture.mask)
-    flipped = subset.flip_aug and rng.random() < 0.5
     if flipped:
         picture = picture.flip()
         control = control.flip() if control is not None else None
@@ -209,16 +210,15 @@ def _cut(dataset: Dataset, record: ImageRecord, picture: Picture, rng: random.Ra
 
 
 def _from_cache(
-    group: DatasetGroup, dataset: Dataset, record: ImageRecord, cached: CachedLatents, rng: random.Random
+    group: DatasetGroup, dataset: Dataset, record: ImageRecord, cached: CachedLatents, flipped: bool
 ) -> _Sample:
     place = record.placement
-    flipped = dataset.subset_of(record).flip_aug and rng.random() < 0.5 and cached.flipped is not None
     mask = None if cached.mask is None else cached.mask.astype(np.float32) / 255
     control = None
     if record.conditioning is not None:
         blank = Picture(np.zeros((place.image[1], place.image[0], 3), np.uint8))
         other = _conditioning(group, record, blank)
-        cut = _cut(dataset, record, other or blank, rng)
+        cut = fit_bucket(other or blank, place.bucket, place.resized, dataset.subset_of(record).resize_interpolation)
         mask = cut.mask if other is None else mask
         control = cut if other is not None else None
     if flipped:

@@ -144,7 +144,7 @@ def build_blueprint(
         raise DataError(f"{source} names no pictures to train with", key="train_data_dir")
     _check_caching(dataset, specs)
     for spec in specs:
-        _advise(spec, warnings)
+        _advise(spec, dataset.cache_latents or dataset.cache_latents_to_disk, warnings)
     on_disk = dataset.cache_latents_to_disk
     return Blueprint(
         tuple(specs),
@@ -363,9 +363,10 @@ def _check_caching(dataset: DatasetOptions, specs: Sequence[DatasetSpec]) -> Non
             )
 
 
-def _advise(spec: DatasetSpec, warnings: list[str]) -> None:
+def _advise(spec: DatasetSpec, cached: bool, warnings: list[str]) -> None:
     for subset in spec.subsets:
-        if subset.face_crop_aug_range and spec.bucketing and spec.bucketing.enabled:
-            warnings.append(f"{subset.name}: face_crop_aug_range has no effect with enable_bucket")
+        if subset.face_crop_aug_range and (cached or (spec.bucketing and spec.bucketing.enabled)):
+            what = "cached latents" if cached else "enable_bucket"
+            warnings.append(f"{subset.name}: face_crop_aug_range has no effect with {what}")
         if subset.is_reg and spec.validation_split:
             warnings.append(f"{subset.name}: regularisation pictures are never set aside for validation")

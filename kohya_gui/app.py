@@ -140,7 +140,7 @@ def build(services: Services) -> App:
     )
     with gr.Blocks(title="Kohya's GUI", analytics_enabled=False, fill_width=True) as blocks:
         _build_head(services, jobs)
-        with gr.Tabs(elem_id="top"):
+        with gr.Tabs(elem_id="top", selected=services.first_tab or None):
             for tab in tabs:
                 with gr.Tab(words(tab.spec.title), id=tab.spec.name, elem_id=f"top-{tab.spec.name}"):
                     tab.build()

@@ -1,4 +1,5 @@
-"""Who can reach the page: loopback by default, a login as soon as anybody else could, and no request from foreign sites."""
+"""Who can reach the page: loopback by default, a login as soon as anybody else could, and no request from foreign
+sites."""
 
 import ipaddress
 import secrets
@@ -63,7 +64,8 @@ def decide(listen: str, share: bool, username: str, password: str) -> Exposure:
         share: a public tunnel is asked for.
         username, password: as given; both, or none.
     Returns:
-        the exposure; where strangers could come in and no login was given, with a name "kohya" and a password made here.
+        the exposure; where strangers could come in and no login was given, with a name "kohya" and a password made
+        here.
     Raises:
         UserError: if only one of name and password was given.
     """
@@ -81,9 +83,9 @@ def decide(listen: str, share: bool, username: str, password: str) -> Exposure:
 class SameSite:
     """Refuses requests that another site made a browser send.
 
-    Without a login only names of this machine are accepted as the host (a foreign name that resolves to 127.0.0.1 is not),
-    and nothing but a read may come from a page of another origin. With a login the host may be any name, since a tunnel or
-    a proxy brings its own; the origin must still be that host.
+    Without a login only names of this machine are accepted as the host (a foreign name that resolves to 127.0.0.1 is
+    not), and nothing but a read may come from a page of another origin. With a login the host may be any name, since a
+    tunnel or a proxy brings its own; the origin must still be that host.
     """
 
     def __init__(self, app: Any, *, local_only: bool) -> None:

@@ -1,5 +1,5 @@
-"""A form made from options: components in their places, content -> values, values -> content, and what the page's script
-needs to know to mark, search and hide fields."""
+"""A form made from options: components in their places, content -> values, values -> content, and what the page's
+script needs to know to mark, search and hide fields."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +46,8 @@ class Form:
     # ------------------------------------------------------------------ building
 
     def build(self, extras: Mapping[str, Callable[[], None]]) -> None:
-        """Make the sub-tabs and fields inside the current Blocks context; `extras` builds the pages' hand-made parts."""
+        """Make the sub-tabs and fields inside the current Blocks context; `extras` builds the pages' hand-made
+        parts."""
         with gr.Tabs(elem_id=f"{self.tab}-pages", elem_classes=["k-pages"]):
             for page in self.pages:
                 self._build_page(page, extras)
@@ -92,8 +93,8 @@ class Form:
     def collect(self, contents: Sequence[Any]) -> Collected:
         """The values of all fields, given the components' contents in the order of `keys`.
 
-        An empty field is left out, so that the trainer's default holds, except where emptying says something else than the
-        default does: then it is None. A text that is no value is a mistake, not a value.
+        An empty field is left out, so that the trainer's default holds, except where emptying says something else than
+        the default does: then it is None. A text that is no value is a mistake, not a value.
         """
         found = Collected()
         for key, content in zip(self.keys, contents, strict=True):
@@ -110,7 +111,8 @@ class Form:
         return option.optional and option.default is not None
 
     def fill(self, values: Mapping[str, Any]) -> list[Any]:
-        """One update per component, in the order of `keys`, that shows exactly these values; missing keys get their default."""
+        """One update per component, in the order of `keys`, that shows exactly these values; missing keys get their
+        default."""
         return [self._update(key, values.get(key, self.fields[key].default)) for key in self.keys]
 
     def patch(self, values: Mapping[str, Any]) -> list[Any]:

@@ -1,7 +1,7 @@
 """Where each option stands on a training tab: pages (sub-tabs) of groups (accordions) of keys.
 
-A layout names the options whose place matters; `complete` adds every other option of the command at the end, by section,
-so that an option new in the schema is on the page without a line here.
+A layout names the options whose place matters; `complete` adds every other option of the command at the end, by
+section, so that an option new in the schema is on the page without a line here.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

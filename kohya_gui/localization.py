@@ -1,4 +1,5 @@
-"""The words of the page in another language: flat JSON files `localizations/<language>.json`, English text -> translation."""
+"""The words of the page in another language: flat JSON files `localizations/<language>.json`, English text ->
+translation."""
 
 import json
 from pathlib import Path

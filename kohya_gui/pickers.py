@@ -1,7 +1,7 @@
 """The browse dialog: folders and files of the machine the page runs on, inside the allowed roots, as HTML rows.
 
-The page's script opens it, asks here for each folder, and sends back the chosen path; which files a browser may see at all
-is decided by `Roots` alone.
+The page's script opens it, asks here for each folder, and sends back the chosen path; which files a browser may see at
+all is decided by `Roots` alone.
 """
 
 from html import escape

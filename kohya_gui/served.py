@@ -1,4 +1,5 @@
-"""The page's own addresses: a file below the allowed roots, a thumbnail of a picture, a job's log. All behind the login."""
+"""The page's own addresses: a file below the allowed roots, a thumbnail of a picture, a job's log. All behind the
+login."""
 
 import mimetypes
 from collections.abc import Callable

@@ -15,8 +15,8 @@ class Services:
     """Made once at start, shared by all tabs and sessions; holds nothing that belongs to one session.
 
     `home` is the folder for the page's own files (saved configurations, thumbnails). `demo` are the values the LoRA tab
-    opens with, or None. `reach` says in one sentence who can open the page. `headless` is accepted for old scripts: the
-    page never opens a dialog on the desktop anyway.
+    opens with, or None; `first_tab` is the tab shown first ("" for the first one). `reach` says in one sentence who
+    can open the page. `headless` is accepted for old scripts: the page never opens a dialog on the desktop anyway.
     """
 
     roots: Roots
@@ -27,3 +27,4 @@ class Services:
     headless: bool = False
     allow_plugins: bool = False
     demo: Mapping[str, Any] | None = field(default=None)
+    first_tab: str = ""

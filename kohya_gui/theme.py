@@ -1,4 +1,5 @@
-"""The one theme of the page: one accent, one grey scale, light and dark, fonts of the system. Numbers are CSS pixels."""
+"""The one theme of the page: one accent, one grey scale, light and dark, fonts of the system. Numbers are CSS
+pixels."""
 
 import gradio as gr
 

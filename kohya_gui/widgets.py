@@ -1,7 +1,7 @@
 """One Gradio component for every kind of option, and the two ways between its content and the option's value.
 
-Numbers are text fields: they take `1e-4`, can be empty ("not given"), and what is no number is shown as a mistake beside
-the field, where a browser's number field would silently give nothing.
+Numbers are text fields: they take `1e-4`, can be empty ("not given"), and what is no number is shown as a mistake
+beside the field, where a browser's number field would silently give nothing.
 """
 
 from typing import Any

@@ -161,6 +161,7 @@
     $('h2', sheet).textContent = title;
     $('.k-close', sheet).setAttribute('aria-label', word('Close'));
     $('.k-body', sheet).innerHTML = html; // made by our own Python, which escapes every value
+    if (!sheet.isConnected) document.body.append(sheet);
     if (!sheet.open) sheet.showModal();
   };
   K.browse = async (tab, key, path = null) => {
@@ -225,7 +226,6 @@
     if (event.key === 'Enter') { event.preventDefault(); $(`#${tab}-start`)?.click(); }
   });
   document.addEventListener('DOMContentLoaded', () => {
-    document.body.append(sheet);
     const theme = localStorage.getItem('kohya-theme') ?? (matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light');
     document.body.classList.toggle('dark', theme === 'dark');
   });

@@ -32,6 +32,7 @@ def build(services: Services) -> None:
     text = words("Trains Stable Diffusion on your own pictures. A training runs on even when this page is closed.")
     keys = words("Ctrl+S saves the configuration, Ctrl+Enter starts the training, Esc closes a dialog.")
     widgets.html(
-        f"<h2>{words('About')}</h2><p>{escape(text)}</p><p class='k-quiet'>{escape(keys)}</p><table class='k-table'>{lines}</table>",
+        f"<h2>{words('About')}</h2><p>{escape(text)}</p><p class='k-quiet'>{escape(keys)}</p>"
+        f"<table class='k-table'>{lines}</table>",
         elem_classes=["k-card"],
     )

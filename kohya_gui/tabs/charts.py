@@ -1,4 +1,5 @@
-"""Curves as inline SVG: drawn by Python, coloured by the page's style sheet, so they follow light and dark by themselves."""
+"""Curves as inline SVG: drawn by Python, coloured by the page's style sheet, so they follow light and dark by
+themselves."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
         high = low + (abs(low) or 1.0)
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    step = next(factor * power for factor in (1, 2, 2.5, 4, 5, 10) if factor * power >= raw * 0.999)
     first = math.floor(low / step + 1e-9)
     ticks = [first * step]
     while ticks[-1] < high - step * 1e-9:

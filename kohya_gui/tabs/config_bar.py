@@ -1,5 +1,5 @@
-"""The toolbar of a training tab: presets, open, save, save as, reload, and what the file is called and how far the form is
-from it."""
+"""The toolbar of a training tab: presets, open, save, save as, reload, and what the file is called and how far the
+form is from it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,8 +21,8 @@ OPEN, SAVE = "@open", "@save"
 
 @dataclass(frozen=True)
 class FileState:
-    """The configuration a session works on: where it is kept ("" for none), its name, the values it holds, and the keys of
-    the file that are on no form but must be written back."""
+    """The configuration a session works on: where it is kept ("" for none), its name, the values it holds, and the
+    keys of the file that are on no form but must be written back."""
 
     path: str = ""
     name: str = ""

@@ -10,7 +10,7 @@ from kohya_gui import widgets
 from kohya_gui.job_view import JobView
 from kohya_gui.services import Services
 from kohya_gui.tabs import jobs_html as shown
-from kohya_gui.tabs.message import channel
+from kohya_gui.tabs.message import channel, join_script
 from sd_scripts.schema.errors import UserError
 
 TICK_SECONDS = 1.0
@@ -28,7 +28,8 @@ class Looking:
 
 
 class JobsTab:
-    """Queue, progress, curves, samples, files and log. One object for all sessions; what a session looks at is its state."""
+    """Queue, progress, curves, samples, files and log. One object for all sessions; what a session looks at is its
+    state."""
 
     PARTS = ("status", "table", "curves", "samples", "files", "log")
 
@@ -91,7 +92,7 @@ class JobsTab:
                 value={},
                 html_template="",
                 elem_classes=["k-channel"],
-                js_on_load="kohya.join('jobs', trigger, server); watch('value', () => kohya.receive('jobs', props.value))",
+                js_on_load=join_script("jobs"),
             )
             self.timer = gr.Timer(TICK_SECONDS)
 
@@ -134,7 +135,8 @@ class JobsTab:
             # removed by another page between two looks; the next tick shows the list without it
             return [""] * 5
         links = (
-            f'<button class="k-link" data-copy="#k-log" data-lines="50">{self.words("Copy the last 50 lines")}</button> · '
+            f'<button class="k-link" data-copy="#k-log" data-lines="50">{self.words("Copy the last 50 lines")}</button>'
+            " · "
             f'<a class="k-link" href="kohya/log?job={view.id}" download>{self.words("Download")}</a>'
         )
         return [

@@ -38,12 +38,22 @@ def speed_text(speed: float | None) -> str:
 
 def file_link(path: str, text: str, *, name: str = "k-button") -> str:
     """A link that downloads a file through the confined route."""
-    return f'<a class="{name}" href="kohya/file?path={quote(path)}&amp;download=1" download="{escape(Path(path).name)}">{escape(text)}</a>'
+    address, saved_as = f"kohya/file?path={quote(path)}&amp;download=1", escape(Path(path).name)
+    return f'<a class="{name}" href="{address}" download="{saved_as}">{escape(text)}</a>'
 
 
 def _button(action: str, job: str, text: str, sure: str = "") -> str:
     ask = f' data-sure="{escape(sure)}"' if sure else ""
     return f'<button class="k-button" data-do="{action}" data-job="{job}"{ask}>{escape(text)}</button>'
+
+
+def _empty(text: str) -> str:
+    return f'<p class="k-quiet k-empty">{text}</p>'
+
+
+def _choice(action: str, data: str, job: str, text: str, *, on: bool) -> str:
+    mark = " k-on" if on else ""
+    return f'<button class="k-link{mark}" data-do="{action}" {data} data-job="{job}">{text}</button>'
 
 
 def _actions(view: JobView, words: Words) -> str:
@@ -98,7 +108,8 @@ def row(view: JobView, chosen: bool, words: Words) -> str:
     began = time.strftime("%d %b, %H:%M", time.localtime(view.created))
     return (
         f'<tr data-do="choose" data-job="{view.id}"{mark}><td><b>{escape(view.name)}</b><small>{began}</small></td>'
-        f"<td>{_state(view, words)}</td><td>{_progress(view, words)}</td><td>{speed_text(view.speed)}</td><td>{left}</td>"
+        f"<td>{_state(view, words)}</td><td>{_progress(view, words)}</td>"
+        f"<td>{speed_text(view.speed)}</td><td>{left}</td>"
         f'<td class="k-acts">{said}{_actions(view, words)}</td></tr>'
     )
 
@@ -106,9 +117,10 @@ def row(view: JobView, chosen: bool, words: Words) -> str:
 def table(views: Sequence[JobView], chosen: str, words: Words) -> str:
     """All jobs."""
     if not views:
-        return f'<p class="k-quiet k-empty">{words("No job yet. Start one from the LoRA tab; it will run on even if this page is closed.")}</p>'
+        return _empty(words("No job yet. Start one from the LoRA tab; it runs on even if this page is closed."))
     head = "".join(f"<th>{words(text)}</th>" for text in ("Job", "State", "Progress", "Speed", "Left")) + "<th></th>"
-    return f'<table class="k-jobs"><thead><tr>{head}</tr></thead><tbody>{"".join(row(v, v.id == chosen, words) for v in views)}</tbody></table>'
+    rows = "".join(row(view, view.id == chosen, words) for view in views)
+    return f'<table class="k-jobs"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
 def status(views: Sequence[JobView], words: Words) -> str:
@@ -149,8 +161,7 @@ def curves(view: JobView, found: Curves, kind: str, words: Words) -> str:
     drawn = drawn or f'<p class="k-quiet k-empty">{words("The curve begins with the first step.")}</p>'
     names = {"loss": "raw and smoothed (0.95)", "rates": "rates", "norm": "gradient norm", "memory": "memory (GB)"}
     links = [
-        f'<button class="k-link{" k-on" if name == kind else ""}" data-do="chart" data-chart="{name}" data-job="{view.id}">{words(text)}</button>'
-        for name, text in names.items()
+        _choice("chart", f'data-chart="{name}"', view.id, words(text), on=name == kind) for name, text in names.items()
     ]
     if best:
         links.insert(1, f'<span class="k-valid-text">{words("validation, best at step {n}", n=f"{best[0]:,}")}</span>')
@@ -167,13 +178,13 @@ def samples(view: JobView, index: int, words: Words) -> str:
     for sample in view.samples:
         prompts.setdefault(sample.index, sample.prompt)
     if not prompts:
-        return f'<h2>{words("Samples")}</h2><p class="k-quiet k-empty">{words("Pictures appear here when the run has sample prompts.")}</p>'
+        said = _empty(words("Pictures appear here when the run has sample prompts."))
+        return f"<h2>{words('Samples')}</h2>{said}"
     index = index if index in prompts else min(prompts)
     shown = [sample for sample in view.samples if sample.index == index]
     tiles = "".join(_tile(sample, words) for sample in shown)
-    chooser = "".join(
-        f'<button class="k-link{" k-on" if number == index else ""}" data-do="prompt" data-index="{number}" data-job="{view.id}">'
-        f"{words('prompt {n}', n=number + 1)}</button>"
+    chooser = " · ".join(
+        _choice("prompt", f'data-index="{number}"', view.id, words("prompt {n}", n=number + 1), on=number == index)
         for number in sorted(prompts)
     )
     seed = f" · {words('seed {n}', n=shown[0].seed)}" if shown[0].seed is not None else ""
@@ -186,7 +197,8 @@ def samples(view: JobView, index: int, words: Words) -> str:
 def _tile(sample: Sample, words: Words) -> str:
     address = quote(sample.path)
     return (
-        f'<a class="k-tile" href="kohya/file?path={address}" target="_blank"><img loading="lazy" src="kohya/thumb?path={address}&amp;size=320" '
+        f'<a class="k-tile" href="kohya/file?path={address}" target="_blank">'
+        f'<img loading="lazy" src="kohya/thumb?path={address}&amp;size=320" '
         f'alt="{escape(sample.prompt)}"><small>{words("step {n}", n=f"{sample.step:,}")}</small></a>'
     )
 

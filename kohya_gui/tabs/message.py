@@ -8,7 +8,13 @@ def channel(**message: Any) -> dict[str, Any]:
     """A message for `kohya.receive`; the time makes two equal messages two messages.
 
     Args:
-        message: any of fields (marks and notes), sheet (title and html of a dialog), close, top (tab to show), go (field to
+        message: any of fields (marks and notes), sheet (title and html of a dialog), close, top (tab to show), go
+        (field to
             show), browse (dialog to open), later (look at the plan again).
     """
     return {**message, "t": time.time()}
+
+
+def join_script(tab: str) -> str:
+    """The script of a tab's channel: hands `trigger` and `server` over, and every new message to `kohya.receive`."""
+    return f"kohya.join('{tab}', trigger, server); watch('value', () => kohya.receive('{tab}', props.value))"

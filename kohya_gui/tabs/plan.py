@@ -92,8 +92,8 @@ def compare_sheet(rows: Sequence[tuple[str, str, str, str]], left: str, tab: str
         return f'<p class="k-quiet">{words("Nothing differs from {name}.", name=escape(left))}</p>'
     head = f"<tr><th>{words('Field')}</th><th>{words('Here')}</th><th>{escape(left)}</th></tr>"
     body = "".join(
-        f'<tr><td><button class="k-link" data-close-go="{escape(key)}" data-go="{escape(key)}" data-tab="{tab}">{escape(label)}</button>'
-        f"</td><td>{escape(here)}</td><td>{escape(there)}</td></tr>"
+        f'<tr><td><button class="k-link" data-go="{escape(key)}" data-tab="{tab}">{escape(label)}</button></td>'
+        f"<td>{escape(here)}</td><td>{escape(there)}</td></tr>"
         for key, label, here, there in rows
     )
     return f'<table class="k-table">{head}{body}</table>'

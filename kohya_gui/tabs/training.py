@@ -16,7 +16,7 @@ from kohya_gui.services import Services
 from kohya_gui.tabs import plan as plan_view
 from kohya_gui.tabs.config_bar import ConfigBar, FileState
 from kohya_gui.tabs.dataset import DatasetView
-from kohya_gui.tabs.message import channel
+from kohya_gui.tabs.message import channel, join_script
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.fields import fields
 
@@ -36,7 +36,8 @@ class TabSpec:
 
 
 class TrainingTab:
-    """One training tab. `build` makes it inside the current `gr.Tab`; sessions share the object, so it holds no state."""
+    """One training tab. `build` makes it inside the current `gr.Tab`; sessions share the object, so it holds no
+    state."""
 
     def __init__(self, spec: TabSpec, services: Services) -> None:
         self.spec = spec
@@ -110,7 +111,7 @@ class TrainingTab:
             html_template="",
             elem_id=f"{name}-channel",
             elem_classes=["k-channel"],
-            js_on_load=f"kohya.join('{name}', trigger, server); watch('value', () => kohya.receive('{name}', props.value))",
+            js_on_load=join_script(name),
             server_functions=self._server_functions(),
         )
 
@@ -206,7 +207,8 @@ class TrainingTab:
         return [file, channel(), *keep]
 
     def _open_job(self, job: str, go: str | None, file: FileState) -> list[Any]:
-        """Show the values a job was made from; a job that still waits leaves the queue, so that it does not run twice."""
+        """Show the values a job was made from; a job that still waits leaves the queue, so that it does not run
+        twice."""
         store = self.services.jobs
         try:
             view, values = store.get(job), store.values(job)

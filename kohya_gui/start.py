@@ -1,0 +1,131 @@
+"""Reads the flags of `kohya_gui.py` and starts the page, or hands over to the command line."""
+
+import argparse
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sd_scripts.schema.errors import UserError
+
+if TYPE_CHECKING:
+    from kohya_gui.exposure import Exposure
+    from kohya_gui.services import Services
+
+PROJECT = Path(__file__).resolve().parent.parent
+SUBCOMMANDS = ("train", "command", "check", "jobs")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of the page; those of kohya_ss v22 to v26 keep their names and meaning."""
+    made = argparse.ArgumentParser(
+        prog="kohya_gui.py",
+        description="A page in the browser that trains Stable Diffusion on your pictures.",
+        epilog=f"Without a browser: kohya_gui.py {{{','.join(SUBCOMMANDS)}}} --help",
+    )
+    add = made.add_argument
+    add(
+        "--listen",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on; another than this machine's own needs a login",
+    )
+    add("--server_port", type=int, default=0, metavar="PORT", help="port; 0 takes 7860 or the next free one")
+    add("--username", default="", help="name of the login")
+    add("--password", default="", help="password of the login; made and printed where one is needed and none is given")
+    add("--inbrowser", action="store_true", help="open the browser")
+    add("--share", action="store_true", help="ask for a public address (with a login)")
+    add("--do_not_share", action="store_true", help="overrides --share")
+    add("--headless", action="store_true", help="no dialogs on the desktop (there are none anyway)")
+    add("--language", metavar="NAME", help="language of the page: a file in localizations/")
+    add("--root_path", metavar="PREFIX", help="prefix of the address behind a reverse proxy")
+    add("--debug", action="store_true", help="show tracebacks of the page's own mistakes")
+    add("--demo", action="store_true", help="make the small demo project, fill it in and start its training")
+    add("--jobs_dir", type=Path, metavar="FOLDER", help="where the folder of job folders lies (default: the project)")
+    add(
+        "--allow_plugins",
+        action="store_true",
+        help="let configurations name foreign network, optimizer and scheduler classes",
+    )
+    add(
+        "--allow_folder",
+        "--allowed_root",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="open this folder to the page; may be repeated",
+    )
+    for old in ("--use-ipex", "--use-rocm", "--do_not_use_shell", "--noverify"):
+        add(old, action="store_true", help=argparse.SUPPRESS)
+    for old in ("--config", "--requirements"):
+        add(old, help=argparse.SUPPRESS)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; gives the exit code: 0, or 2 for something the person can put right."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words and words[0] in SUBCOMMANDS:
+            from kohya_gui import cli
+
+            return cli.main(words)
+        return serve(parser().parse_args(words))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Start the page and keep it running until Ctrl+C."""
+    # imported here: the flags' help and mistakes in them should not wait for the web server's import
+    from kohya_gui import exposure, localization, paths
+    from kohya_gui.jobs import JobStore
+    from kohya_gui.services import Services
+
+    words = localization.load(options.language)
+    open_to = exposure.decide(
+        options.listen, options.share and not options.do_not_share, options.username, options.password
+    )
+    home = (options.jobs_dir or PROJECT).expanduser().resolve()
+    jobs = JobStore(home / "jobs")
+    roots = paths.Roots([PROJECT, home, Path.home(), Path.cwd(), *options.allow_folder])
+    values, demo_job = None, None
+    if options.demo:
+        from kohya_gui import demo
+
+        values = demo.prepare(PROJECT)
+        demo_job = demo.start(jobs, values)
+    services = Services(
+        roots=roots,
+        jobs=jobs,
+        words=words,
+        home=home,
+        reach=open_to.sentence(words),
+        headless=options.headless,
+        allow_plugins=options.allow_plugins,
+        demo=values,
+        first_tab="jobs" if demo_job else "",
+    )
+    return _run(options, services, open_to)
+
+
+def _run(options: argparse.Namespace, services: "Services", open_to: "Exposure") -> int:
+    from kohya_gui import app
+
+    page = app.build(services)
+    url = page.launch(
+        open_to, port=options.server_port, inbrowser=options.inbrowser, root_path=options.root_path, debug=options.debug
+    )
+    print(f"The page is at {url}", flush=True)
+    print(open_to.sentence(services.words), flush=True)
+    if open_to.auth and open_to.generated:
+        print(f"Log in as {open_to.auth[0]} with the password {open_to.auth[1]}", flush=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        page.close()
+        print("The page has ended; running trainings go on.", flush=True)
+    return 0

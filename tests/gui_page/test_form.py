@@ -1,0 +1,167 @@
+"""The form: every option once, values there and back, what is hidden and why."""
+
+import json
+from pathlib import Path
+
+import gradio as gr
+import pytest
+
+from kohya_gui import widgets
+from kohya_gui.form import Form
+from kohya_gui.layout import Group, Page, complete, placed_keys
+from kohya_gui.localization import Words
+from kohya_gui.tabs import lora
+from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.fields import aliases, fields
+
+COMMAND = "train_network"
+DATA = Path(__file__).with_name("data")
+
+
+@pytest.fixture(scope="module")
+def form() -> Form:
+    known = fields(COMMAND)
+    pages = complete(lora.PAGES, known, lora.REST_PAGES, lora.SET_BY_PAGE)
+    made = Form("lora", known, pages, Words({}))
+    with gr.Blocks():
+        made.build({"dataset": lambda: None})
+    return made
+
+
+def contents(form: Form, values: dict[str, object]) -> list[object]:
+    """What the components hold after `fill`: an update of a drop-down carries its value inside."""
+    return [item.value if isinstance(item, gr.Dropdown) else item for item in form.fill(values)]
+
+
+def test_every_option_of_the_command_has_exactly_one_place(form: Form) -> None:
+    assert sorted(form.keys) == sorted(set(fields(COMMAND)) - lora.SET_BY_PAGE)
+
+
+def test_every_field_of_the_older_lora_tab_is_there(form: Form) -> None:
+    older = json.loads((DATA / "lora_keys_v22_7.json").read_text(encoding="utf-8"))["keys"]
+    assert len(older) == 124
+    known = aliases(COMMAND)
+    # use_wandb became a choice of log_with; the alias table knows it
+    missing = [key for key in older if known.get(key, key) not in form.keys]
+    assert missing == []
+
+
+def test_basic_shows_no_more_than_a_newcomer_can_take_in(form: Form) -> None:
+    basic = [key for key, option in form.fields.items() if option.basic]
+    assert 10 <= len(basic) <= 16
+    assert {"pretrained_model_name_or_path", "train_data_dir", "output_dir", "learning_rate"} <= set(basic)
+
+
+def test_each_field_has_label_help_and_flag_in_its_tooltip(form: Form) -> None:
+    facts = form.facts()
+    for key, option in form.fields.items():
+        assert facts[key]["label"] and option.help in facts[key]["tip"]
+        if option.flag:
+            assert f"--{key}" in facts[key]["tip"]
+
+
+def test_defaults_come_back_as_defaults(form: Form) -> None:
+    found = form.collect(contents(form, {}))
+    assert found.mistakes == []
+    assert form.changed(found.values) == {}
+
+
+VALUES = {
+    "pretrained_model_name_or_path": "C:\\models\\my model.safetensors",
+    "learning_rate": 1e-4,
+    "text_encoder_lr": [5e-5, 1e-5],
+    "optimizer_type": "Prodigy",
+    "optimizer_args": ["weight_decay=0.01", "betas=.9,.999", "note=a b"],
+    "max_train_epochs": 10,
+    "seed": 4294967295,
+    "enable_bucket": True,
+    "max_token_length": 225,
+    "lr_warmup_steps": 0.1,
+    "caption_prefix": "a photo of ünï, ",
+    "resolution": "512,768",
+    "sample_prompt_text": "first --n bad\nsecond",
+    "LoRA_type": "LyCORIS/LoKr",
+}
+
+
+def test_values_survive_the_way_through_the_components(form: Form) -> None:
+    found = form.collect(contents(form, VALUES))
+    assert found.mistakes == []
+    expected = VALUES | {"caption_prefix": "a photo of ünï,"}
+    for key, value in expected.items():
+        assert found.values[key] == value, key
+    assert set(form.changed(found.values)) == set(VALUES)
+
+
+def test_a_value_outside_the_choices_is_kept_and_shown(form: Form) -> None:
+    index = form.keys.index("lr_scheduler")
+    update = form.fill({"lr_scheduler": "my.own.Scheduler"})[index]
+    assert isinstance(update, gr.Dropdown) or update == "my.own.Scheduler"
+
+
+def test_patch_leaves_the_other_fields_alone(form: Form) -> None:
+    updates = dict(zip(form.keys, form.patch({"seed": 7}), strict=True))
+    assert updates["seed"] == "7"
+    assert updates["learning_rate"] == gr.skip()
+
+
+def test_text_that_is_no_number_is_a_mistake_with_its_key(form: Form) -> None:
+    content = contents(form, {})
+    content[form.keys.index("learning_rate")] = "fast"
+    content[form.keys.index("seed")] = "1.5"
+    found = form.collect(content)
+    assert sorted(mistake.key or "" for mistake in found.mistakes) == ["learning_rate", "seed"]
+    assert "learning_rate" not in found.values
+
+
+def test_fields_that_do_not_apply_are_hidden_with_the_reason_and_not_sent(form: Form) -> None:
+    standard = {"LoRA_type": "Standard", "factor": 4}
+    assert "LoKr" in form.hidden(standard)["factor"]
+    assert "factor" not in form.applicable(standard)
+    assert form.applicable({"LoRA_type": "LyCORIS/LoKr", "factor": 4})["factor"] == 4
+
+
+def test_conditions_in_words(form: Form) -> None:
+    hidden = form.hidden({"noise_offset_type": "Multires", "deepspeed": False})
+    assert hidden["noise_offset"] == "Applies with Kind of noise offset Original."
+    assert hidden["zero_stage"] == "Applies with Use DeepSpeed on."
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (1e-4, "1e-4"),
+        (5e-5, "5e-5"),
+        (2.5e-6, "2.5e-6"),
+        (0.05, "0.05"),
+        (1.0, "1"),
+        (512, "512"),
+        (0.0, "0"),
+        (1234567, "1234567"),
+    ],
+)
+def test_numbers_are_written_as_people_write_them(number: float, text: str) -> None:
+    assert widgets.number_text(number) == text
+    assert float(text) == number
+
+
+def test_reading_refuses_what_is_out_of_range() -> None:
+    option = fields(COMMAND)["caption_dropout_rate"]
+    assert widgets.read(option, "0.5") == 0.5
+    assert widgets.read(option, "") is None
+    with pytest.raises(UserError) as caught:
+        widgets.read(option, "1.5")
+    assert caught.value.key == "caption_dropout_rate"
+
+
+def test_a_key_in_two_places_is_refused() -> None:
+    twice = (Page("a", "A", (Group("g", ("seed",)), Group("h", ("seed",)))),)
+    with pytest.raises(ValueError, match="seed"):
+        complete(twice, fields(COMMAND), {"": "a"})
+
+
+def test_options_no_page_names_follow_by_section() -> None:
+    pages = complete((Page("a", "A", (Group("g", ("seed",), plain=True),)),), fields(COMMAND), {"": "a"}, frozenset())
+    placed = dict(placed_keys(pages))
+    assert placed["seed"].accordion == "" and placed["learning_rate"].accordion != ""
+    assert set(placed) == set(fields(COMMAND))

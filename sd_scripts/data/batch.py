@@ -99,7 +99,7 @@ def make_batch(group: DatasetGroup, index: int, epoch: int, step: int = 0, max_s
         captions=captions,
         loss_weights=torch.tensor(weights, dtype=torch.float32),
         network_multipliers=torch.full((len(records),), dataset.spec.network_multiplier, dtype=torch.float32),
-        masks=_masks(samples) if dataset.has_masks else None,
+        masks=_masks(samples) if dataset.has_masks(group.blueprint.masks) else None,
         conditioning_images=_stack([sample.control for sample in samples]),
         original_sizes=_pairs([sample.original_size[::-1] for sample in samples]),
         crop_top_lefts=_pairs([(int(sample.crop[1]), int(sample.crop[0])) for sample in samples]),

@@ -73,10 +73,10 @@ class Dataset:
         """Regularisation pictures with the repeats asked for, before balancing."""
         return sum(len(s.images) * s.spec.num_repeats for s in self.subsets if s.spec.is_reg)
 
-    @property
-    def has_masks(self) -> bool:
-        """Whether any picture may have a loss mask."""
-        return any(s.spec.alpha_mask or s.spec.conditioning_data_dir is not None for s in self.subsets)
+    def has_masks(self, conditioning_masks: bool) -> bool:
+        """Whether any picture may have a loss mask; `conditioning_masks`: conditioning pictures are such masks."""
+        specs = [subset.spec for subset in self.subsets]
+        return any(s.alpha_mask or (conditioning_masks and s.conditioning_data_dir is not None) for s in specs)
 
     @property
     def mean_ar_error(self) -> float:

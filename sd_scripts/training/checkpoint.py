@@ -113,7 +113,8 @@ def save_state(
         "facts": dict(facts or {}),
         "options": {key: _plain(value) for key, value in shown.items()},
     }
-    with state_files.writing(folder, is_main, barrier, about) as inside:
+    expected = [state_files.random_states_name(index) for index in range(num_processes)]
+    with state_files.writing(folder, is_main, barrier, about, expected) as inside:
         if is_main:
             state_files.write_tensors(inside / state_files.WEIGHTS, _tensors(parts.module))
             state_files.write_torch(inside / state_files.OPTIMIZER, parts.created.optimizer.state_dict())

@@ -21,6 +21,11 @@ def check_fused(
     """Raise UserError where fused_backward_pass cannot work; does nothing when it is off."""
     if not options.fused_backward_pass:
         return
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        raise UserError(
+            "fused_backward_pass works with one process only: a weight would change before its gradient was shared.",
+            "fused_backward_pass",
+        )
     if created.rules != "adafactor":
         raise UserError(
             f"fused_backward_pass works with the optimizer AdaFactor only, not with {created.name}.",

@@ -6,7 +6,6 @@ training's random stream (validation).
 """
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -244,15 +243,15 @@ def prepare(
         noise = _pyramid(noise, options.multires_noise_iterations, options.multires_noise_discount, draws)
     if timesteps is None:
         timesteps = _timesteps(options, schedule, latents.shape[0], draws)
-    added = _perturbed(noise, options, draws.uniform, draws) if options.ip_noise_gamma else noise
+    added = _perturbed(noise, options, draws) if options.ip_noise_gamma else noise
     noisy = schedule.add_noise(latents, added, timesteps)
     target = schedule.velocity(latents, noise, timesteps) if prediction_type == "v_prediction" else noise
     return NoiseSample(noise, noisy, timesteps, target, huber_thresholds(timesteps, schedule, options))
 
 
-def _perturbed(noise: Tensor, options: LossOptions, strength: Callable[[], Tensor], draws: _Draws) -> Tensor:
+def _perturbed(noise: Tensor, options: LossOptions, draws: _Draws) -> Tensor:
     """Input perturbation: what is added differs a little from what must be predicted (arXiv 2301.11706)."""
     gamma: float | Tensor = options.ip_noise_gamma or 0.0
     if options.ip_noise_gamma_random_strength:
-        gamma = strength() * gamma
+        gamma = draws.uniform() * gamma
     return noise + gamma * draws.normal(*noise.shape, dtype=noise.dtype)

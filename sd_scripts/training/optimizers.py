@@ -95,7 +95,7 @@ class CreatedOptimizer:
         return {
             name: float(group["d"]) * float(group["lr"])
             for name, group in zip(self.group_names, self.optimizer.param_groups)
-            if self.rules == "one_rate" or ("d" in group and group["lr"] is not None)
+            if "d" in group
         }
 
 
@@ -213,12 +213,11 @@ def _build(
     entry: OptimizerEntry, groups: list[dict[str, Any]], rate: float | None, arguments: dict[str, Any]
 ) -> Optimizer:
     made = load_class(entry)
-    if "step" in vars(made) and inspect.signature(made.step).parameters.get("closure") is not None:
-        closure = inspect.signature(made.step).parameters["closure"]
-        if closure.default is inspect.Parameter.empty:
-            raise UserError(
-                f"The optimizer {entry.name} evaluates the loss itself; that is not possible.", "optimizer_type"
-            )
+    closure = inspect.signature(made.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UserError(
+            f"The optimizer {entry.name} evaluates the loss itself; that is not possible.", "optimizer_type"
+        )
     taken = inspect.signature(made.__init__).parameters
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values()):
         foreign = [name for name in arguments if name not in taken or name in ("self", "params", "lr")]

@@ -5,7 +5,7 @@ import os
 import pickle
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,9 @@ def _beside(folder: Path, ending: str) -> Path:
 
 
 def write_torch(path: Path, content: object) -> None:
-    """Write with torch.save and flush to the disk."""
-    torch.save(content, path)
-    _flush(path)
+    """Write with torch.save, complete or absent, and flushed to the disk."""
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -89,30 +89,58 @@ def _checksum(path: Path) -> int:
 
 
 @contextmanager
-def writing(folder: Path, is_main: bool, barrier: Callable[[], None], about: dict[str, Any]) -> Iterator[Path]:
+def writing(
+    folder: Path, is_main: bool, barrier: Callable[[], None], about: dict[str, Any], expected: Sequence[str]
+) -> Iterator[Path]:
     """Yield a hidden folder to write into; at the end the main process gives it the name `folder`.
 
-    `about` is written into the manifest by the main process at the end of the block. `barrier` waits for all
-    processes. A folder of that name is replaced only once the new one is whole. When the block raises, nothing stays.
+    Args:
+        folder: the final name. A folder of that name is replaced only once the new one is whole.
+        is_main: this process gives the name and cleans up.
+        barrier: waits for all processes. It is called three times whatever happens, so that one process with a full
+            disk does not leave the others waiting.
+        about: written into the manifest by the main process at the end of the block.
+        expected: files that must be there at the end, whichever process writes them.
+
+    Raises:
+        OSError: in the process whose disk refused, and in the main process; nothing stays then.
     """
     temporary, replaced = _beside(folder, "part"), _beside(folder, "old")
-    if is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    failure: OSError | None = None
+    try:
+        if is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+    except OSError as error:
+        failure = error
     barrier()
     try:
         yield temporary
-        barrier()
-        if is_main:
-            _finish(folder, temporary, replaced, about)
-    except BaseException:
+    except OSError as error:
+        failure = failure or error
+    except BaseException:  # a bug, or the person's Ctrl-C: no waiting for the others, but nothing stays behind
         if is_main:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
     barrier()
+    try:
+        if is_main and failure is None:
+            _finish(folder, temporary, replaced, about, expected)
+    except OSError as error:
+        failure = error
+    if is_main:
+        shutil.rmtree(temporary, ignore_errors=True)
+    barrier()
+    if failure is not None:
+        raise failure
+    if not folder.is_dir():
+        raise OSError(f"the main process could not write {folder}")
 
 
-def _finish(folder: Path, temporary: Path, replaced: Path, about: dict[str, Any]) -> None:
+def _finish(folder: Path, temporary: Path, replaced: Path, about: dict[str, Any], expected: Sequence[str]) -> None:
+    missing = [name for name in expected if not (temporary / name).exists()]
+    if missing:
+        raise OSError(f"another process could not write {missing[0]}")
     files = {
         path.name: {"bytes": path.stat().st_size, "crc32": _checksum(path)} for path in sorted(temporary.iterdir())
     }

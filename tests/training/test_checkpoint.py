@@ -319,6 +319,42 @@ def test_two_processes_write_one_state(tmp_path: Path) -> None:
     assert jobs[0].load(folder, process_index=2, num_processes=3).rng is None
 
 
+def test_one_failing_process_holds_no_other_up(tmp_path: Path) -> None:
+    """The second process cannot write its random streams: both come back, with an error, and no folder appears."""
+    jobs, wall, folder = (Job(), Job()), threading.Barrier(2, timeout=30), tmp_path / "my-state"
+    about: dict[str, Any] = {}
+    outcomes: dict[int, str] = {}
+
+    def run(index: int) -> None:
+        names = [state_files.random_states_name(number) for number in range(2)]
+        try:
+            with state_files.writing(folder, index == 0, wall.wait, about, names) as inside:
+                if index == 1:
+                    raise OSError(28, "No space left on device")
+                state_files.write_torch(inside / names[0], jobs[index].created.optimizer.state_dict())
+            outcomes[index] = "written"
+        except OSError as error:
+            outcomes[index] = str(error)
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "random_states_1.pkl" in outcomes[0] and "No space left" in outcomes[1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_saving_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        state_files.writing(tmp_path / "my-state", True, lambda: None, {}, []) as inside,
+    ):
+        (inside / "half").write_text("x")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_accelerate_opens_our_state(job: Job, tmp_path: Path, _own_accelerate: None) -> None:
     job.train(3)
     folder = job.save(tmp_path / "my-state")

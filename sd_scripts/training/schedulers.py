@@ -130,14 +130,19 @@ def _cosine_with_min_lr(shape: Shape) -> Curve:
 
 
 def _cosine_warmup_with_min_lr(shape: Shape) -> Curve:
-    """As cosine_with_min_lr, but the warm-up starts at `warmup_lr_rate` (0 unless given) instead of 0."""
+    """As cosine_with_min_lr one step ahead: no step has the rate 0, and the warm-up may begin at `warmup_lr_rate`.
+
+    The counting is that of transformers' schedule of this name.
+    """
     low, cycles = _floor_ratio(shape, "cosine_warmup_with_min_lr"), shape.get("num_cycles", 0.5)
-    start = float(shape.get("warmup_lr_rate", 0.0))
+    start = shape.get("warmup_lr_rate")
 
     def curve(step: int) -> float:
         if step < shape.warmup:
-            return start + (1.0 - start) * shape.rising(step)
-        return max(0.0, _wave(shape.progress(step), cycles) * (1.0 - low) + low)
+            if start is None:
+                return shape.rising(step + 1)
+            return start + (1.0 - start) * step / max(1, shape.warmup - 1)
+        return max(0.0, _wave(shape.progress(step + 1), cycles) * (1.0 - low) + low)
 
     return curve
 

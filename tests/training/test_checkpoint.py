@@ -319,6 +319,48 @@ def test_two_processes_write_one_state(tmp_path: Path) -> None:
     assert jobs[0].load(folder, process_index=2, num_processes=3).rng is None
 
 
+def test_two_real_processes(tmp_path: Path) -> None:
+    """Over gloo: one folder, each process goes on with its own random stream; fused backward is refused there."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import sys
+            from pathlib import Path
+            import torch
+            from torch import distributed
+            from small_job import Job
+            from sd_scripts.schema.errors import UserError
+            from sd_scripts.schema.optimizer import OptimizerOptions
+            from sd_scripts.training.fused import check_fused
+            from sd_scripts.training.rng import seed_everything
+            torch.set_num_threads(1)
+            place, rank = Path(sys.argv[1]), int(sys.argv[2])
+            distributed.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
+            job = Job()
+            seed_everything(3, rank)
+            job.save(place / "my-state", process_index=rank, num_processes=2, barrier=distributed.barrier)
+            wanted = torch.rand(1).item()
+            assert job.load(place / "my-state", process_index=rank, num_processes=2).exact
+            assert torch.rand(1).item() == wanted
+            try:
+                check_fused(OptimizerOptions(fused_backward_pass=True), job.created, 1, False)
+            except UserError as error:
+                (place / f"{rank}.txt").write_text(f"{wanted} {error}")
+            distributed.barrier()
+            """
+        ),
+        encoding="utf-8",
+    )
+    path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent)])
+    environment = {**os.environ, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, str(script), str(tmp_path)]
+    processes = [subprocess.Popen([*command, str(rank)], env=environment) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    said = [(tmp_path / f"{rank}.txt").read_text().split(" ", 1) for rank in range(2)]
+    assert said[0][0] != said[1][0] and "one process only" in said[0][1]
+
+
 def test_one_failing_process_holds_no_other_up(tmp_path: Path) -> None:
     """The second process cannot write its random streams: both come back, with an error, and no folder appears."""
     jobs, wall, folder = (Job(), Job()), threading.Barrier(2, timeout=30), tmp_path / "my-state"

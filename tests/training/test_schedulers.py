@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from training_vectors import load
 
 from sd_scripts.networks.base import ParameterGroup
@@ -84,16 +85,45 @@ def test_groups_keep_their_ratio() -> None:
     assert created.learning_rates() == pytest.approx({"unet": 5e-4, "unet_2": 2.5e-4})
 
 
-def test_cosine_warmup_with_min_lr_starts_where_told() -> None:
+@pytest.mark.parametrize("start", [None, 0.5])
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_cosine_warmup_with_min_lr_as_in_transformers(start: float | None, warmup: int) -> None:
     options = OptimizerOptions(
         learning_rate=1.0,
         lr_scheduler="cosine_warmup_with_min_lr",
         lr_scheduler_min_lr_ratio=0.1,
-        lr_warmup_steps=10,
-        lr_scheduler_args=["warmup_lr_rate=0.5"],
+        lr_scheduler_num_cycles=1,
+        lr_warmup_steps=warmup,
+        lr_scheduler_args=[] if start is None else [f"warmup_lr_rate={start}"],
     )
-    rates = _curve(create(_optimizer(), options, 100), 100)
-    assert [rates[0], rates[5], rates[10], rates[100]] == pytest.approx([0.5, 0.75, 1.0, 0.1])
+    theirs = transformers.get_scheduler(
+        "cosine_warmup_with_min_lr",
+        _optimizer().optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=40,
+        scheduler_specific_kwargs={"min_lr_rate": 0.1, "warmup_lr_rate": start},
+    )
+    wanted = _curve(CreatedScheduler(theirs, ""), 39)
+    assert _curve(create(_optimizer(), options, 40), 39) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("rise", ["linear", "cosine", "1-sqrt"])
+@pytest.mark.parametrize("fall", ["linear", "cosine", "1-sqrt"])
+def test_warmup_stable_decay_as_in_transformers(rise: str, fall: str) -> None:
+    options = OptimizerOptions(
+        learning_rate=1.0,
+        lr_scheduler="warmup_stable_decay",
+        lr_scheduler_min_lr_ratio=0.2,
+        lr_scheduler_num_cycles=3,
+        lr_warmup_steps=6,
+        lr_decay_steps=15,
+        lr_scheduler_args=[f"warmup_type='{rise}'", f"decay_type='{fall}'"],
+    )
+    theirs = transformers.get_wsd_schedule(
+        _optimizer().optimizer, 6, 15, 40, warmup_type=rise, decay_type=fall, min_lr_ratio=0.2, num_cycles=1.5
+    )
+    wanted = _curve(CreatedScheduler(theirs, ""), 42)
+    assert _curve(create(_optimizer(), options, 40), 42) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(

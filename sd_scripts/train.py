@@ -5,25 +5,38 @@ Exit codes: 0 done or stopped on request, 2 something the person can put right, 
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from sd_scripts.families.base import Family
-from sd_scripts.families.sd import StableDiffusion
-from sd_scripts.methods.base import Method
-from sd_scripts.methods.network import NetworkMethod
 from sd_scripts.schema.commands import COMMANDS, Command, TrainNetworkConfig
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.parse import parse
-from sd_scripts.trainer.session import run_session
+
+if TYPE_CHECKING:
+    from sd_scripts.families.base import Family
+    from sd_scripts.methods.base import Method
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
-FAMILIES: dict[str, Callable[[], Family]] = {"sd": StableDiffusion}
-METHODS: dict[str, Callable[[TrainNetworkConfig], Method]] = {
-    "network": lambda config: NetworkMethod(config.network, config.optimizer, config.run.allow_plugins),
-}
+
+# torch and diffusers take seconds to import: only a run that will happen pays for them, not --help or a wrong flag.
+def _sd() -> Family:
+    from sd_scripts.families.sd import StableDiffusion
+
+    return StableDiffusion()
+
+
+def _network(config: TrainNetworkConfig) -> Method:
+    from sd_scripts.methods.network import NetworkMethod
+
+    return NetworkMethod(config.network, config.optimizer, config.run.allow_plugins)
+
+
+FAMILIES: dict[str, Callable[[], Family]] = {"sd": _sd}
+METHODS: dict[str, Callable[[TrainNetworkConfig], Method]] = {"network": _network}
 
 
 def pair(command: Command, config: TrainNetworkConfig) -> tuple[Family, Method]:
@@ -33,6 +46,14 @@ def pair(command: Command, config: TrainNetworkConfig) -> tuple[Family, Method]:
     return FAMILIES[command.family](), METHODS[command.method](config)
 
 
+def _run(command: Command, config: TrainNetworkConfig) -> int:
+    # bitsandbytes says on every CPU that a package of 4-bit kernels is missing, which nothing here uses.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from sd_scripts.trainer.session import run_session
+
+    return run_session(config, *pair(command, config))
+
+
 def main(name: str, argv: Sequence[str] | None = None) -> int:
     """Run a trainer command and return its exit code."""
     command = COMMANDS[name]
@@ -40,7 +61,7 @@ def main(name: str, argv: Sequence[str] | None = None) -> int:
         config = parse(name, sys.argv[1:] if argv is None else argv)
         if not isinstance(config, TrainNetworkConfig):
             raise TypeError(f"{name} was parsed into {type(config).__name__}")
-        return run_session(config, *pair(command, config))
+        return _run(command, config)
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR

@@ -49,7 +49,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
     try:
+        temporary.touch()
+        usual = temporary.stat().st_mode
         yield temporary
+        # safetensors makes files that only their owner may read; others on the machine use these.
+        temporary.chmod(usual)
         _flush(temporary)
         os.replace(temporary, target)
         _flush_folder(target.parent)

@@ -17,6 +17,7 @@ from sd_scripts.trainer.guard import NotFiniteError, agree, all_paths
 from sd_scripts.trainer.reporting import peak_memory
 from sd_scripts.trainer.run import Run
 from sd_scripts.trainer.trackers import step_scalars
+from sd_scripts.training.guard import OverflowWatch
 from sd_scripts.training.loss import LossRecorder
 from sd_scripts.training.rng import restore as restore_rng
 
@@ -66,6 +67,7 @@ class Trainer:
         self.position = position
         self.recorder = recorder
         self.clock = Clock()
+        self._overflow = OverflowWatch(run.accelerator.scaler is not None)
         self._speed = 0.0
         self._pending_rng = pending_rng
         self._stop_asked = False
@@ -157,8 +159,8 @@ class Trainer:
             return None
         limit = run.max_grad_norm if run.max_grad_norm > 0 else math.inf
         norm = float(run.accelerator.clip_grad_norm_(run.method.trainable_parameters(), limit))
-        # With a loss scaler an overflow is normal: the scaler skips the step and halves the scale.
-        if not math.isfinite(norm) and run.accelerator.scaler is None:
+        # With a loss scaler an overflow now and then is normal: the scaler skips the step and halves the scale.
+        if self._overflow.broken(norm):
             self._give_up("gradient", norm)
         return norm
 

@@ -14,6 +14,7 @@ from sd_scripts.data.loader import BatchLoader
 from sd_scripts.methods.base import Method
 from sd_scripts.schema.commands import TrainNetworkConfig
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.saving import SavingOptions
 from sd_scripts.trainer.loop import Position, Trainer
 from sd_scripts.trainer.run import Run
 from sd_scripts.trainer.saving import StateWriter
@@ -21,6 +22,7 @@ from sd_scripts.training.checkpoint import LoadedState, StateParts, load_state, 
 from sd_scripts.training.loss import LossRecorder
 from sd_scripts.training.optimizers import CreatedOptimizer
 from sd_scripts.training.plan import starts_elsewhere
+from sd_scripts.training.state_files import locate, read_manifest
 
 
 def state_writer(
@@ -72,6 +74,12 @@ def from_hub(text: str) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(f"The state '{text}' cannot be fetched: {str(error).splitlines()[0]}", "resume") from error
     return Path(root) / folder
+
+
+def check_resume(saving: SavingOptions) -> None:
+    """Make sure, before anything is loaded, that the state to resume from is there and whole. Raises UserError."""
+    if saving.resume and not saving.resume_from_huggingface:
+        read_manifest(locate(resolve_resume(saving.resume, saving.output_dir, saving.output_name)))
 
 
 def _load(run: Run, config: TrainNetworkConfig) -> LoadedState | None:

@@ -19,7 +19,7 @@ from sd_scripts.trainer.facts import plan_event, show_dataset
 from sd_scripts.trainer.guard import NotFiniteError
 from sd_scripts.trainer.loop import Trainer
 from sd_scripts.trainer.reporting import Reporter
-from sd_scripts.trainer.resume import resume_trainer, state_writer
+from sd_scripts.trainer.resume import check_resume, resume_trainer, state_writer
 from sd_scripts.trainer.run import Run
 from sd_scripts.trainer.setup import Data, attach, cache_latents, check_paths, load_model, plan_of, scan
 from sd_scripts.trainer.trackers import start_trackers
@@ -83,6 +83,7 @@ class Session:
         for warning in config.warnings:
             reporter.warn("option", warning.message, warning.hint, warning.key)
         check_paths(config)
+        check_resume(config.saving)
         seed = random.SystemRandom().randrange(2**32) if config.training.seed is None else config.training.seed
         reporter.phase("scan pictures")
         data = scan(config, seed)

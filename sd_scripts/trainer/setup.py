@@ -39,7 +39,6 @@ def check_paths(config: TrainNetworkConfig) -> None:
         ("network_weights", config.network.network_weights),
         ("vae", config.model.vae if _looks_like_path(config.model.vae) else None),
         ("sample_prompts", config.sampling.sample_prompts),
-        ("resume", None if config.saving.resume_from_huggingface else config.saving.resume),
         *(("base_weights", path) for path in config.network.base_weights or []),
     ):
         if path and not Path(path).exists():
@@ -86,7 +85,7 @@ def load_model(
     for note in model.extras.get("notes", ()):
         reporter.warn("model", str(note), key="pretrained_model_name_or_path")
     family.apply_memory_options(model, config.training)
-    model.vae.to(dtype=precision.vae(config.model.no_half_vae))
+    torch.nn.Module.to(model.vae, dtype=precision.vae(config.model.no_half_vae))  # diffusers' own warns for nothing
     return model
 
 

@@ -27,7 +27,11 @@ from sd_scripts.schema.errors import UserError
 ASSETS = Path(__file__).resolve().parent / "assets"
 QUEUE_SECONDS = 1.0
 
-TRAINING_TABS = (TabSpec("lora", "LoRA", "train_network", lora.PAGES, lora.REST_PAGES, lora.SET_BY_PAGE),)
+TRAINING_TABS = (
+    TabSpec(
+        "lora", "LoRA", "train_network", lora.PAGES, lora.REST_PAGES, lora.SET_BY_PAGE, start_preset="Subject (SD 1.5)"
+    ),
+)
 """One line per trainer the page offers."""
 
 # what the script itself says; everything else comes translated from Python
@@ -66,7 +70,7 @@ class App:
         Raises:
             UserError: if the port is taken or the address is not this machine's.
         """
-        guard = partial(Middleware, SameSite, local_only=exposure.local and not exposure.auth)
+        guard: list[Any] = [Middleware(SameSite, local_only=exposure.local and not exposure.auth)]
         try:
             _, url, _ = self.blocks.launch(
                 server_name=exposure.listen,
@@ -88,7 +92,7 @@ class App:
                 ssr_mode=False,
                 max_file_size="64mb",
                 allowed_paths=[],
-                app_kwargs={"middleware": [guard()], "routes": served.routes(self.services.roots, self.services.jobs)},
+                app_kwargs={"middleware": guard, "routes": served.routes(self.services.roots, self.services.jobs)},
             )
         except OSError as error:
             raise UserError(
@@ -124,8 +128,7 @@ def _build_head(services: Services, jobs: JobsTab) -> None:
     with gr.Row(elem_id="k-head"):
         jobs.build_status()
         widgets.html(
-            f'<span data-lang title="{escape(services.reach)}">{escape(services.words.language)}</span> '
-            f'<button class="k-plain" data-theme="1">{words("Light / dark")}</button>'
+            f'<button class="k-plain" data-theme="1" title="{escape(services.reach)}">{words("Light or dark")}</button>'
         )
 
 

@@ -12,6 +12,7 @@ from kohya_gui.jobs import JobStore
 from sd_scripts.schema.errors import UserError
 
 COMMAND = "train_network"
+NAME = "demo.json"
 
 
 def prepare(project: Path, folder: str = "demo") -> dict[str, Any]:

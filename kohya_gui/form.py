@@ -25,12 +25,27 @@ class Collected:
 class Form:
     """The fields of one command on one training tab."""
 
-    def __init__(self, tab: str, fields: Mapping[str, OptionField], pages: Sequence[Page], words: Words) -> None:
+    def __init__(
+        self,
+        tab: str,
+        fields: Mapping[str, OptionField],
+        pages: Sequence[Page],
+        words: Words,
+        start: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Args:
+        tab: the training tab's name; HTML ids begin with it.
+        fields: the options of the command.
+        pages: the complete layout.
+        words: the language.
+        start: the values the form opens with; missing keys have the trainer's default.
+        """
         self.tab = tab
         self.pages = tuple(pages)
         self.places: dict[str, Place] = dict(placed_keys(pages))
         self.fields = {key: fields[key] for key in self.places}
         self.words = words
+        self.start = dict(start or {})
         self.components: dict[str, gr.components.Component] = {}
 
     @property
@@ -86,7 +101,9 @@ class Form:
         with gr.Row(elem_classes=["k-grid"]):
             for key in group.keys:
                 wide = key in group.wide
-                self.components[key] = widgets.make(self.fields[key], self.words, tab=self.tab, wide=wide)
+                option = self.fields[key]
+                value = self.start.get(key, option.default)
+                self.components[key] = widgets.make(option, value, self.words, tab=self.tab, wide=wide)
 
     # ------------------------------------------------------------------ values
 
@@ -149,7 +166,11 @@ class Form:
         if option.type == "bool":
             return self.words("default on") if option.default else self.words("default off")
         text = str(widgets.show(option, option.default))
-        return self.words("default {value}", value=text if len(text) <= 24 else text[:23] + "…") if text else ""
+        return (
+            self.words("default {value}", value=text if len(text) <= 24 else text[:23] + "…")
+            if text
+            else self.words("clear")
+        )
 
     def hidden(self, values: Mapping[str, Any]) -> dict[str, str]:
         """Keys that do not apply with these values, with the reason."""

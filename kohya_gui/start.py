@@ -81,33 +81,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 def serve(options: argparse.Namespace) -> int:
     """Start the page and keep it running until Ctrl+C."""
     # imported here: the flags' help and mistakes in them should not wait for the web server's import
-    from kohya_gui import exposure, localization, paths
+    from kohya_gui import demo, exposure, localization, paths, settings
     from kohya_gui.jobs import JobStore
     from kohya_gui.services import Services
 
     words = localization.load(options.language)
-    open_to = exposure.decide(
-        options.listen, options.share and not options.do_not_share, options.username, options.password
-    )
+    share = options.share and not options.do_not_share
+    open_to = exposure.decide(options.listen, share, options.username, options.password)
     home = (options.jobs_dir or PROJECT).expanduser().resolve()
-    jobs = JobStore(home / "jobs")
-    roots = paths.Roots([PROJECT, home, Path.home(), Path.cwd(), *options.allow_folder])
-    values, demo_job = None, None
+    store = JobStore(home / "jobs", allow_plugins=options.allow_plugins)
+    chosen = settings.load_settings(Path(options.config) if options.config else home / "config.toml")
+    folders = [PROJECT, home, Path.home(), Path.cwd(), *options.allow_folder, *map(Path, chosen.allowed_paths)]
+    values, name, first = chosen.values, "", ""
     if options.demo:
-        from kohya_gui import demo
-
-        values = demo.prepare(PROJECT)
-        demo_job = demo.start(jobs, values)
+        values, name, first = demo.prepare(PROJECT), demo.NAME, "jobs"
+        demo.start(store, values)
     services = Services(
-        roots=roots,
-        jobs=jobs,
+        roots=paths.Roots(folders),
+        jobs=store,
         words=words,
         home=home,
+        remembered=settings.Remembered(store.root / ".page.json"),
         reach=open_to.sentence(words),
         headless=options.headless,
-        allow_plugins=options.allow_plugins,
-        demo=values,
-        first_tab="jobs" if demo_job else "",
+        start=values,
+        start_name=name,
+        first_tab=first,
     )
     return _run(options, services, open_to)
 

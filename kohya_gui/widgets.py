@@ -98,11 +98,12 @@ def _classes(field: OptionField, wide: bool) -> list[str]:
     return names
 
 
-def make(field: OptionField, words: Words, *, tab: str, wide: bool = False) -> gr.components.Component:
+def make(field: OptionField, value: Any, words: Words, *, tab: str, wide: bool = False) -> gr.components.Component:
     """The component of one option, inside the current Blocks context.
 
     Args:
         field: the option.
+        value: what it opens with.
         words: the language.
         tab: name of the training tab; the component gets the HTML id `<tab>-<key>`.
         wide: take the whole width of a two-column group.
@@ -114,12 +115,15 @@ def make(field: OptionField, words: Words, *, tab: str, wide: bool = False) -> g
         "min_width": 0,
         "interactive": True,
     }
-    content = show(field, field.default)
+    content = show(field, value)
     if field.type == "bool":
         return gr.Checkbox(value=content, **common)
     if field.choices and not field.type.startswith("list") and field.kind not in PATH_KINDS:
-        return gr.Dropdown(choices=choice_pairs(field), value=content, allow_custom_value=field.custom, **common)
-    placeholder = "" if field.default in (None, "") else str(content)
+        pairs = choice_pairs(field)
+        if content not in [known for _, known in pairs]:
+            pairs.append((content, content))
+        return gr.Dropdown(choices=pairs, value=content, allow_custom_value=field.custom, **common)
+    placeholder = str(show(field, field.default))
     long = field.kind == "long"
     return gr.Textbox(
         value=content,

@@ -197,7 +197,7 @@
     set: (b) => { const tab = b.dataset.tab ?? parts(b.closest('.k-field'))[0]; K.bridge[tab].send({ do: 'set', values: JSON.parse(b.dataset.set) }); },
     browse: (b) => K.browse(b.dataset.tab ?? parts(b.closest('.k-field'))[0], b.dataset.browse),
     open: (b) => K.browse(sheet.dataset.tab, sheet.dataset.key, b.dataset.open),
-    pick: (b) => { sheet.close(); K.bridge[sheet.dataset.tab].send({ do: 'pick', key: sheet.dataset.key, path: b.dataset.pick || $('[name=name]', sheet)?.value, folder: b.dataset.folder ?? '' }); },
+    pick: (b) => { sheet.close(); K.bridge[sheet.dataset.tab].send({ do: 'pick', key: sheet.dataset.key, file: b.dataset.pick || $('[name=name]', sheet)?.value, folder: b.dataset.folder ?? '' }); },
     upload: () => readFile(sheet.dataset.tab),
     copy: (b) => copy(all(b.dataset.copy).map((part) => part.textContent).join('\n').split('\n').slice(-(b.dataset.lines ?? 1e6)).join('\n').trim(), b),
     theme: () => { const dark = document.body.classList.toggle('dark'); localStorage.setItem('kohya-theme', dark ? 'dark' : 'light'); },

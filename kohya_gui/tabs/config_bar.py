@@ -33,11 +33,12 @@ class FileState:
 class ConfigBar:
     """The toolbar above one form."""
 
-    def __init__(self, tab: str, form: Form, services: Services) -> None:
+    def __init__(self, tab: str, form: Form, services: Services, start: FileState) -> None:
         self.tab = tab
         self.form = form
         self.services = services
         self.words = services.words
+        self.start = start
         self.presets = {preset.name: preset for preset in configs.presets(tab)}
 
     def facts(self) -> dict[str, Any]:
@@ -46,12 +47,11 @@ class ConfigBar:
 
     def build(self) -> None:
         """Make the toolbar."""
-        start = dict(self.services.demo or {})
-        self.file = gr.State(FileState(values=start))
+        self.file = gr.State(self.start)
         with gr.Row(elem_classes=["k-bar", "k-tools"]):
             self.preset = gr.Dropdown(
-                [(self.words("Start from a preset"), ""), *[(self.words(name), name) for name in self.presets]],
-                value="",
+                [(self.words("Choose a preset"), ""), *[(self.words(name), name) for name in self.presets]],
+                value=self.start.name if self.start.name in self.presets else "",
                 show_label=False,
                 label=self.words("Preset"),
                 elem_id=f"{self.tab}-preset",
@@ -64,7 +64,7 @@ class ConfigBar:
             self.save_as = self._button("Save as", "saveas")
             self.reload = self._button("Reload", "reload")
             self.name_html = widgets.html(
-                self.name_text(FileState(), {}), elem_id=f"{self.tab}-file", elem_classes=["k-file"]
+                self.name_text(self.start, self.start.values), elem_id=f"{self.tab}-file", elem_classes=["k-file"]
             )
 
     def _button(self, text: str, name: str) -> gr.Button:
@@ -115,7 +115,7 @@ class ConfigBar:
             if asked.get("do") == "open_text":
                 opened = configs.open_text(str(asked.get("text", "")), self.tab)
                 return self._opened(opened, "", Path(str(asked.get("name", ""))).name)
-            path = str(asked.get("path") or "")
+            path = str(asked.get("file") or "")
             if asked.get("key") == OPEN:
                 return self.open_path(path)
             target = Path(str(asked.get("folder") or "")) / path

@@ -23,11 +23,12 @@ def card(view: PlanView, tab: str, words: Words) -> str:
 
 def _problem(problem: Problem, tab: str, words: Words) -> str:
     severity = SAID.get(problem.severity, "warning")
-    text = escape(f"{problem.message} {problem.hint}".strip())
+    text = escape(problem.message)
     if not problem.key:
+        text += f" {escape(problem.hint)}"
         return f'<div class="k-problem k-{severity}" role="alert"><span>{text}</span></div>'
     return (
-        f'<button class="k-problem k-{severity}" data-go="{escape(problem.key)}" data-tab="{tab}">'
+        f'<button class="k-problem k-{severity}" data-go="{escape(problem.key)}" data-tab="{tab}" title="{escape(problem.hint)}">'
         f"<span>{text}</span><b>{words('go to')}</b></button>"
     )
 
@@ -117,12 +118,12 @@ def report_sheet(lines: Sequence[Any], words: Words) -> str:
     return "".join(parts) or f'<p class="k-quiet">{words("Every key was understood as it is.")}</p>'
 
 
-def notes(view: PlanView, mistakes: Mapping[str, str], infos: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def notes(view: PlanView, infos: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """What stands under each field: errors before warnings before plain remarks."""
     said: dict[str, dict[str, Any]] = {key: {"say": "info", "text": text} for key, text in infos.items()}
     for severity in ("warning", "error"):
-        for problem in view.problems:
+        # the first finding of a field is the one that counts, so it is written last
+        for problem in reversed(view.problems):
             if problem.key and problem.severity == severity:
                 said[problem.key] = {"say": severity, "text": f"{problem.message} {problem.hint}".strip()}
-    said.update({key: {"say": "error", "text": text} for key, text in mistakes.items()})
     return said

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from kohya_gui import checks, command, pickers, widgets
+from kohya_gui import checks, command, configs, pickers, widgets
 from kohya_gui.checks import PlanView
 from kohya_gui.form import Collected, Form
 from kohya_gui.layout import Page
@@ -15,8 +15,9 @@ from kohya_gui.layout import complete as complete_layout
 from kohya_gui.services import Services
 from kohya_gui.tabs import plan as plan_view
 from kohya_gui.tabs.config_bar import ConfigBar, FileState
-from kohya_gui.tabs.dataset import DatasetView
+from kohya_gui.tabs.dataset import DatasetTab
 from kohya_gui.tabs.message import channel, join_script
+from kohya_gui.tabs.remarks import remarks
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.fields import fields
 
@@ -33,6 +34,7 @@ class TabSpec:
     pages: tuple[Page, ...]
     rest_pages: Mapping[str, str]
     set_by_page: frozenset[str] = frozenset()
+    start_preset: str = ""
 
 
 class TrainingTab:
@@ -45,9 +47,10 @@ class TrainingTab:
         self.words = services.words
         known = fields(spec.command)
         pages = complete_layout(spec.pages, known, spec.rest_pages, spec.set_by_page)
-        self.form = Form(spec.name, known, pages, services.words)
-        self.bar = ConfigBar(spec.name, self.form, services)
-        self.dataset = DatasetView(spec.name, spec.command, services)
+        self.start_file = starting_point(spec, services)
+        self.form = Form(spec.name, known, pages, services.words, self.start_file.values)
+        self.bar = ConfigBar(spec.name, self.form, services, self.start_file)
+        self.dataset = DatasetTab(spec.name, services)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -104,7 +107,7 @@ class TrainingTab:
                 self.show_compare = gr.Button(
                     self.words("Compare with the file"), elem_id=f"{name}-compare", min_width=0
                 )
-        self.pictures_html = self.dataset.build_strip()
+        self.dataset.build_strip()
         self.refresh = gr.Button("", elem_id=f"{name}-refresh", visible="hidden")
         self.channel = widgets.html(
             value={},
@@ -137,7 +140,7 @@ class TrainingTab:
         self.refresh.click(
             self._refresh,
             [bar.file, *form.inputs],
-            [self.plan_html, self.verdict, self.start, self.queue, bar.name_html, self.pictures_html, self.channel],
+            [self.plan_html, self.verdict, self.start, self.queue, bar.name_html, self.channel],
             trigger_mode="always_last",
             **quiet,
         )
@@ -149,34 +152,35 @@ class TrainingTab:
         for button, kind in ((self.show_command, "command"), (self.show_toml, "toml"), (self.show_compare, "compare")):
             button.click(partial(self._show, kind), [bar.file, *form.inputs], [self.channel], **quiet)
         bar.wire(self.channel, quiet)
-        self.dataset.wire(form, quiet)
+        self.dataset.wire(form, self.refresh, self.channel, quiet)
 
     def wire_load(self, page: gr.Blocks) -> None:
-        """Show the demo's values, if any, and the plan as soon as the page is open."""
-        start = dict(self.services.demo or {})
-        fill = partial(self.form.fill, start) if start else None
-        later = f"() => kohya.later('{self.spec.name}')"
-        page.load(
-            fill, None, self.form.inputs if start else None, js=None if start else later, api_visibility="private"
-        )
+        """Work out the plan as soon as the page is open."""
+        page.load(None, None, None, js=f"() => kohya.later('{self.spec.name}')", api_visibility="private")
 
     # ------------------------------------------------------------------ what happens
 
     def _look(self, contents: tuple[Any, ...]) -> tuple[Collected, PlanView]:
         found = self.form.collect(contents)
-        return found, checks.plan(self.spec.command, found.values, self.services.roots)
+        services = self.services
+        view = checks.plan(
+            self.spec.command,
+            found.values,
+            services.roots,
+            history=services.jobs.speeds,
+            allow_plugins=services.jobs.allow_plugins,
+        )
+        return found, plan_view.with_mistakes(view, found.mistakes)
 
     def _fields_message(self, found: Collected, view: PlanView) -> dict[str, Any]:
-        mistakes = {mistake.key: str(mistake) for mistake in found.mistakes if mistake.key}
         return {
             "changed": self.form.changed(found.values),
             "off": self.form.hidden(found.values),
-            "notes": plan_view.notes(view, mistakes, view.remarks),
+            "notes": plan_view.notes(view, remarks(view, found.values, self.words)),
         }
 
     def _refresh(self, file: FileState, *contents: Any) -> list[Any]:
         found, view = self._look(contents)
-        view = plan_view.with_mistakes(view, found.mistakes)
         ready = not any(problem.severity == "error" for problem in view.problems)
         return [
             plan_view.card(view, self.spec.name, self.words),
@@ -184,7 +188,6 @@ class TrainingTab:
             gr.update(interactive=ready),
             gr.update(interactive=ready),
             self.bar.name_text(file, found.values),
-            self.dataset.strip(found.values),
             channel(fields=self._fields_message(found, view)),
         ]
 
@@ -199,7 +202,7 @@ class TrainingTab:
             wanted = {k: v for k, v in dict(asked.get("values") or {}).items() if k in self.form.fields}
             return [file, channel(later=True, close=True), *self.form.patch(wanted)]
         if action == "pick" and key in self.form.fields:
-            return [file, channel(later=True), *self.form.patch({key: asked.get("path")})]
+            return [file, channel(later=True), *self.form.patch({key: asked.get("file")})]
         if action == "open_job":
             return self._open_job(str(asked.get("job", "")), asked.get("go"), file)
         if action in ("pick", "open_text"):
@@ -223,7 +226,6 @@ class TrainingTab:
 
     def _launch(self, waits: bool, file: FileState, *contents: Any) -> dict[str, Any]:
         found, view = self._look(contents)
-        view = plan_view.with_mistakes(view, found.mistakes)
         wrong = [problem for problem in view.problems if problem.severity == "error"]
         message = {"fields": self._fields_message(found, view)}
         if wrong:
@@ -232,7 +234,7 @@ class TrainingTab:
         values = self.form.applicable(found.values)
         store = self.services.jobs
         try:
-            made = command.build(self.spec.command, values, job_dir=None)
+            made = command.build(self.spec.command, values, allow_plugins=store.allow_plugins)
             job = store.create(made, values, str(values.get("output_name") or file.name or self.spec.title))
             started = store.tick()
         except UserError as error:
@@ -255,9 +257,20 @@ class TrainingTab:
             sheet = plan_view.compare_sheet(rows, file.name or words("the defaults"), self.spec.name, words)
             return channel(sheet={"title": words("Compare"), "html": sheet})
         try:
-            made = command.build(self.spec.command, values, job_dir=None)
+            made = command.build(self.spec.command, values, allow_plugins=self.services.jobs.allow_plugins)
         except UserError as error:
             return channel(sheet={"title": words("Not yet"), "html": plan_view.sentence(str(error))})
         if kind == "toml":
             return channel(sheet={"title": "TOML", "html": plan_view.toml_sheet(made, words)})
         return channel(sheet={"title": words("Command"), "html": plan_view.command_sheet(made, words)})
+
+
+def starting_point(spec: TabSpec, services: Services) -> FileState:
+    """What a tab opens with: the values given at start (demo, config.toml) over the tab's first preset."""
+    if services.start_name:
+        return FileState(name=services.start_name, values=dict(services.start))
+    presets = configs.presets(spec.name)
+    chosen = next((preset for preset in presets if preset.name == spec.start_preset), None)
+    return FileState(
+        name=chosen.name if chosen else "", values={**(chosen.values if chosen else {}), **dict(services.start)}
+    )

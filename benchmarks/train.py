@@ -41,6 +41,7 @@ from benchmarks.common import (
 
 RANK = 8
 STEP_GOAL, MEMORY_GOAL = 0.95, 1.0
+CONTESTANTS = ("plain", "ours", "channels_last")
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft")
 FIGURES = {
     "first_step": "time to first step, s",
@@ -61,7 +62,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--text_encoder", action="store_true", help="train the text encoder too")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--only_reference", action="store_true", help="measure the plain loop alone")
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--folder", type=Path, help="keep model and pictures here for the next time")
     parser.add_argument("--save", type=Path, help="write every run's numbers to this JSON file")
     parser.add_argument("--extra", nargs=argparse.REMAINDER, default=[], help="further options for the trainer")
@@ -184,25 +185,28 @@ def figures(started: float, clocks: list[float], cache_image: float, peak: int, 
 
 
 def contestants(options: argparse.Namespace) -> dict[str, Callable[[], dict[str, float]]]:
-    """Name -> measurement: ours and the plain loop for every precision, and the plain loop with channels last."""
-    table: dict[str, Callable[[], dict[str, float]]] = {}
-    for precision in options.precision:
-        table[f"plain {precision}"] = partial(measure_reference, options, precision)
-        if not options.only_reference:
-            table[f"ours {precision}"] = partial(measure_trainer, options, precision)
-        table[f"plain {precision} channels_last"] = partial(measure_reference, options, precision, "--channels_last")
-    return table
+    """ "<contestant> <precision>" -> measurement. "channels_last" is the plain loop with that memory layout."""
+    ways: dict[str, Callable[[str], dict[str, float]]] = {
+        "plain": lambda precision: measure_reference(options, precision),
+        "ours": lambda precision: measure_trainer(options, precision),
+        "channels_last": lambda precision: measure_reference(options, precision, "--channels_last"),
+    }
+    return {
+        f"{name} {precision}": partial(ways[name], precision)
+        for precision in options.precision
+        for name in CONTESTANTS
+        if name in options.contestants
+    }
 
 
 def report(options: argparse.Namespace, results: dict[str, list[dict[str, float]]]) -> str:
     """Medians and ratios as Markdown."""
     middle = {name: medians(runs) for name, runs in results.items()}
-    rows = []
-    for precision in options.precision:
-        plain = middle[f"plain {precision}"]
-        for name in (n for n in middle if n.split()[1] == precision):
-            cells = [f"{middle[name][key]:.2f} ({middle[name][key] / plain[key]:.2f})" for key in FIGURES]
-            rows.append([name, *cells])
+
+    def cell(name: str, key: str) -> str:
+        value, plain = middle[name][key], middle.get(f"plain {name.split()[1]}")
+        return f"{value:.2f}" if plain is None else f"{value:.2f} ({value / plain[key]:.2f})"
+
     trained = "U-Net and text encoder" if options.text_encoder else "U-Net"
     return "\n".join(
         [
@@ -211,7 +215,7 @@ def report(options: argparse.Namespace, results: dict[str, list[dict[str, float]
             f"on the {trained}, {options.pictures} pictures, {options.steps} steps, median of {options.rounds}; "
             "in brackets the ratio to the plain loop.",
             "",
-            markdown(["run", *FIGURES.values()], rows),
+            markdown(["run", *FIGURES.values()], [[name, *(cell(name, key) for key in FIGURES)] for name in middle]),
         ]
     )
 
@@ -246,7 +250,7 @@ def main() -> int:
     print("\n" + report(options, results))
     if options.save:
         options.save.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-    if options.tiny or options.only_reference:
+    if options.tiny or not {"plain", "ours"} <= set(options.contestants):
         return 0
     missed = verdict(options, results)
     print("\n".join(missed) or "goals reached")

@@ -1,15 +1,16 @@
 """One batch for the trainer, made from the pictures that share a bucket."""
 
 import random
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sd_scripts.data.batch_type import Batch
 from sd_scripts.data.cache import CachedLatents, Wanted, read_latents
 from sd_scripts.data.dataset import Dataset, DatasetGroup, ImageRecord
+from sd_scripts.data.foreign import as_batch
 from sd_scripts.data.image import (
     Picture,
     crop_at_face,
@@ -25,35 +26,7 @@ from sd_scripts.schema.buckets import Size, cover
 from sd_scripts.schema.captions import Moment, compose
 from sd_scripts.schema.errors import DataError
 
-
-@dataclass
-class Batch:
-    """Pictures of one bucket with everything that goes with them.
-
-    images: [B, 3, H, W] in -1..1, or None when latents are cached; latents: [B, 4, h, w], unscaled, or None;
-    loss_weights: [B], the prior weight for regularisation pictures; network_multipliers: [B]; masks: [B, H, W] in 0..1
-    of the picture's size, or None; conditioning_images: [B, 3, H, W] in -1..1, or None; original_sizes, target_sizes:
-    [B, 2] as (height, width); crop_top_lefts: [B, 2] as (top, left); index: number of the batch before shuffling;
-    attributes: the custom attributes of every picture's subset.
-    """
-
-    images: Tensor | None
-    latents: Tensor | None
-    captions: list[str]
-    loss_weights: Tensor
-    network_multipliers: Tensor
-    masks: Tensor | None
-    conditioning_images: Tensor | None
-    original_sizes: Tensor
-    crop_top_lefts: Tensor
-    target_sizes: Tensor
-    paths: list[str]
-    flipped: list[bool]
-    index: int = 0
-    attributes: list[dict[str, Any]] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.captions)
+__all__ = ["Batch", "make_batch"]
 
 
 @dataclass
@@ -83,6 +56,8 @@ def make_batch(group: DatasetGroup, index: int, epoch: int, step: int = 0, max_s
     Raises:
         DataError: naming a picture or cache file that cannot be read.
     """
+    if group.foreign is not None:
+        return as_batch(group.foreign[index], index, group.blueprint.source)
     dataset, number = group.locate(index)
     start = f"{group.seed}/{epoch}/{index}"
     rng, words = random.Random(start), random.Random(f"{start}/words")

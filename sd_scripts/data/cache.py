@@ -268,10 +268,11 @@ def _settle(task: _Task) -> None:
 
 def _batches(tasks: Sequence[_Task], size: int) -> list[list[_Task]]:
     """Tasks of one bucket together; a file is never in two batches at once, as batches run one after the other."""
+    size = max(1, size)
     by_bucket: dict[Size, list[_Task]] = {}
     for task in tasks:
         by_bucket.setdefault(task.record.placement.bucket, []).append(task)
-    return [bucket[i : i + size] for bucket in by_bucket.values() for i in range(0, len(bucket), max(1, size))]
+    return [bucket[i : i + size] for bucket in by_bucket.values() for i in range(0, len(bucket), size)]
 
 
 def _decoded(batches: Iterable[list[_Task]]) -> Iterator[tuple[list[_Task], list[Picture]]]:

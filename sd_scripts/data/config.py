@@ -88,9 +88,19 @@ class DatasetSpec:
 
 
 @dataclass(frozen=True)
+class PluginSpec:
+    """A data set class of somebody else: dotted path, values for its constructor, whether it may be imported."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    allowed: bool
+
+
+@dataclass(frozen=True)
 class Blueprint:
     """All data sets of a run. source: the file or folder it was made from; masks: whether conditioning pictures are
-    loss masks (else control pictures); warnings: sentences to show before training.
+    loss masks (else control pictures); warnings: sentences to show before training; plugin: a class that supplies
+    the batches instead of data sets.
     """
 
     datasets: tuple[DatasetSpec, ...]
@@ -100,6 +110,7 @@ class Blueprint:
     cache_to_disk: bool = False
     skip_cache_check: bool = False
     warnings: tuple[str, ...] = ()
+    plugin: PluginSpec | None = None
 
     @property
     def from_file(self) -> bool:
@@ -113,15 +124,19 @@ def build_blueprint(
     validation: ValidationOptions,
     *,
     control_images: bool = False,
+    allow_plugins: bool = False,
 ) -> Blueprint:
     """Blueprint from the options.
 
     Args:
         control_images: conditioning pictures steer the model (ControlNet) instead of masking the loss.
+        allow_plugins: `dataset_class` may be imported.
 
     Raises:
         UserError: no pictures named, an option out of range, a key that is unknown in the description file.
     """
+    if dataset.dataset_class:
+        return _plugin(dataset, allow_plugins)
     fallback = _option_values(dataset, captions, validation)
     warnings: list[str] = []
     if dataset.dataset_config:
@@ -155,6 +170,16 @@ def build_blueprint(
         dataset.skip_cache_check,
         tuple(warnings),
     )
+
+
+def _plugin(dataset: DatasetOptions, allowed: bool) -> Blueprint:
+    arguments = {
+        "resolution": parse_resolution(dataset.resolution) if dataset.resolution else None,
+        "batch_size": dataset.train_batch_size,
+        "debug_dataset": dataset.debug_dataset,
+    }
+    name = str(dataset.dataset_class)
+    return Blueprint((), name, plugin=PluginSpec(name, arguments, allowed))
 
 
 def _option_values(dataset: DatasetOptions, captions: CaptionOptions, validation: ValidationOptions) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from sd_scripts.data.bucket import BatchOrder, BucketCount
 from sd_scripts.data.cache import CachedLatents, cache_group
 from sd_scripts.data.config import Blueprint, DatasetSpec, SubsetSpec
+from sd_scripts.data.foreign import load_foreign
 from sd_scripts.data.report import dataset_facts, report_rows, tag_frequency
 from sd_scripts.data.subset import FoundImage, FoundSubset, find_images
 from sd_scripts.schema.buckets import Bucketer, Bucketing, Placement, Size
@@ -89,7 +90,8 @@ class Dataset:
 class DatasetGroup:
     """All data sets of a run together; their batches are numbered through.
 
-    seed: training seed, from which all draws of batches follow; validation: fixed order, no augmentation.
+    seed: training seed, from which all draws of batches follow; validation: fixed order, no augmentation;
+    foreign: batches of a `dataset_class` in the place of data sets.
     """
 
     blueprint: Blueprint
@@ -97,6 +99,7 @@ class DatasetGroup:
     seed: int
     validation: bool = False
     warnings: list[str] = field(default_factory=list)
+    foreign: Sequence[Any] | None = None
 
     def __len__(self) -> int:
         return self.batches_per_epoch
@@ -104,7 +107,7 @@ class DatasetGroup:
     @property
     def batches_per_epoch(self) -> int:
         """Batches of one epoch for all processes together."""
-        return sum(len(dataset) for dataset in self.datasets)
+        return sum(len(dataset) for dataset in self.datasets) if self.foreign is None else len(self.foreign)
 
     @property
     def images(self) -> int:
@@ -144,7 +147,7 @@ class DatasetGroup:
     @property
     def latents_in_memory(self) -> bool:
         """Whether batches need no file at all."""
-        return all(r.latents is not None for d in self.datasets for r in d.records)
+        return self.foreign is None and all(r.latents is not None for d in self.datasets for r in d.records)
 
     def report(self) -> list[dict[str, Any]]:
         """One row a subset: dataset, folder, repeats, images, captions, class_tokens, reg."""
@@ -221,6 +224,11 @@ def build(blueprint: Blueprint, seed: int) -> tuple[DatasetGroup, DatasetGroup |
 
     Reads names, headers and captions; no pixels. Raises DataError naming the folder or file that cannot be used.
     """
+    if blueprint.plugin is not None:
+        plugin = blueprint.plugin
+        offered = dict(plugin.arguments) | {"seed": seed}
+        group = DatasetGroup(blueprint, [], seed, foreign=load_foreign(plugin.name, offered, plugin.allowed))
+        return group, None
     found: dict[Any, FoundSubset] = {}
     train, validation, warnings = [], [], list(blueprint.warnings)
     for spec in blueprint.datasets:

@@ -1,5 +1,6 @@
 """Small folders of real photos for the tests of the data part."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,16 @@ from sd_scripts.schema.validation import ValidationOptions
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket")
 
 
+@lru_cache
+def _photo(name: str) -> Image.Image:
+    photo = Image.fromarray(getattr(skimage.data, name)())
+    photo.thumbnail((256, 256))
+    return photo
+
+
 def save_photo(path: Path, size: tuple[int, int], number: int = 0, **options: Any) -> None:
     """Write one of the sample photos in this size; numbers beyond the photos give other parts of them."""
-    photo = Image.fromarray(getattr(skimage.data, PHOTOS[number % len(PHOTOS)])())
+    photo = _photo(PHOTOS[number % len(PHOTOS)])
     shift = 5 * (number // len(PHOTOS))
     path.parent.mkdir(parents=True, exist_ok=True)
     photo.crop((shift, shift, photo.width, photo.height)).resize(size).save(path, **options)
@@ -25,11 +33,12 @@ DATASET_KEYS = set(DatasetOptions.__annotations__)
 CAPTION_KEYS = set(CaptionOptions.__annotations__)
 
 
-def blueprint(control_images: bool = False, **values: Any) -> Blueprint:
+def blueprint(control_images: bool = False, allow_plugins: bool = False, **values: Any) -> Blueprint:
     """A blueprint from options by name; small sizes and .txt captions unless said otherwise."""
     values = {"resolution": "64", "min_bucket_reso": 32, "caption_extension": ".txt"} | values
     values = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
     dataset = DatasetOptions(**{k: v for k, v in values.items() if k in DATASET_KEYS})
     captions = CaptionOptions(**{k: v for k, v in values.items() if k in CAPTION_KEYS})
     rest = {k: v for k, v in values.items() if k not in DATASET_KEYS | CAPTION_KEYS}
-    return build_blueprint(dataset, captions, ValidationOptions(**rest), control_images=control_images)
+    validation = ValidationOptions(**rest)
+    return build_blueprint(dataset, captions, validation, control_images=control_images, allow_plugins=allow_plugins)

@@ -1,8 +1,10 @@
 """Batches and the loader: what is in a batch, determinism, workers, resuming, processes, looking inside."""
 
+import copy
 import random
 from collections.abc import Callable
 from dataclasses import fields
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from sd_scripts.data.dataset import DatasetGroup, build
 from sd_scripts.data.debug import inspect_batches
 from sd_scripts.data.image import load_picture
 from sd_scripts.data.loader import BatchLoader
-from sd_scripts.schema.errors import DataError
+from sd_scripts.schema.errors import DataError, UserError
 
 Folder = Callable[..., Path]
 SIZES = [(64, 64), (96, 64), (64, 96), (80, 80), (130, 70)]
@@ -335,3 +337,55 @@ def test_looking_at_batches(tmp_path: Path, dogs: Path) -> None:
             with Image.open(path) as picture:
                 assert max(picture.size) <= 128
     assert any(path.name.endswith("-mask.png") for _, files in results for path in files)
+
+
+class Colours:
+    """A data set class of somebody else: one-coloured pictures."""
+
+    def __init__(self, resolution: tuple[int, int], batch_size: int) -> None:
+        self.shape = (batch_size, 3, resolution[1], resolution[0])
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index > 2:
+            raise IndexError(index)
+        return {"images": torch.full(self.shape, index / 3), "captions": [f"grey {index}"] * self.shape[0]}
+
+
+class Nothing:
+    """Gives batches without pictures."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"captions": ["a"]}
+
+
+def test_a_class_of_somebody_else_supplies_the_batches() -> None:
+    name = f"{__name__}.Colours"
+    values = {"dataset_class": name, "resolution": "64,32", "train_batch_size": 2}
+    group, validation = build(blueprint(allow_plugins=True, **values), 1)
+    assert validation is None
+    loader = BatchLoader(group)
+    batches = list(loader.epoch(1))
+    assert sorted(batch.captions[0] for batch in batches) == ["grey 0", "grey 1", "grey 2"]
+    assert batches[0].target_sizes.tolist() == [[32, 64]] * 2
+    assert batches[0].loss_weights.tolist() == [1.0, 1.0]
+    assert group.facts() == []
+    with pytest.raises(UserError, match="allow_plugins"):
+        build(blueprint(**values), 1)
+    with pytest.raises(UserError, match="cannot load"):
+        build(blueprint(allow_plugins=True, dataset_class="no.such.Thing"), 1)
+    empty, _ = build(blueprint(allow_plugins=True, dataset_class=f"{__name__}.Nothing"), 1)
+    with pytest.raises(UserError, match="neither images nor latents"):
+        list(BatchLoader(empty).epoch(1))
+
+
+def test_data_sets_travel_to_processes_that_start_afresh(tmp_path: Path, dogs: Path) -> None:
+    group = group_of(tmp_path, **LIVELY)
+    assert len(ForkingPickler.dumps(group)) > 0
+    twin = copy.deepcopy(group)
+    assert all(same(make_batch(group, i, 2), make_batch(twin, i, 2)) for i in range(len(group)))

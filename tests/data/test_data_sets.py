@@ -25,7 +25,7 @@ ORDERS: dict[str, Any] = json.loads((HERE / "data" / "batches.json").read_text(e
 
 def flat_picture(path: Path, size: tuple[int, int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (90, 120, 30)).save(path)
+    Image.new("1", size).save(path)
 
 
 def toml_of(tmp_path: Path, subsets: list[dict[str, Any]]) -> Path:

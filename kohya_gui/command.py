@@ -121,15 +121,7 @@ def without_secrets(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def _complete(command: str, values: Mapping[str, Any], notes: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """All options with what follows from others worked out, and the secrets apart."""
     known = fields(command)
-    given: dict[str, Any] = {}
-    for key, value in values.items():
-        if value is None:
-            continue
-        if key not in known:
-            raise UserError(f"{key} is no option of {command}.", key, nearest(key, known))
-        converted = None if is_off(known[key], value) else convert(known[key], value)
-        if converted is not None:
-            given[key] = converted
+    given = typed(command, values)
     given |= further_flags(command, given.get("additional_parameters"))
     if given.pop("allow_plugins", False):
         notes.append("Foreign plugins can only be allowed by whoever starts the page, with --allow_plugins.")
@@ -143,6 +135,25 @@ def _complete(command: str, values: Mapping[str, Any], notes: list[str]) -> tupl
     full = complete(command, given)
     _network(full)
     return full, secrets
+
+
+def typed(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values in their options' types, without those that stand for "not given".
+
+    Raises:
+        UserError: for an unknown key or a value that cannot be of the option's type.
+    """
+    known = fields(command)
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        if value is None:
+            continue
+        if key not in known:
+            raise UserError(f"{key} is no option of {command}.", key, nearest(key, known))
+        converted = None if is_off(known[key], value) else convert(known[key], value)
+        if converted is not None:
+            given[key] = converted
+    return given
 
 
 def further_flags(command: str, text: str | None) -> dict[str, Any]:
@@ -159,12 +170,19 @@ def further_flags(command: str, text: str | None) -> dict[str, Any]:
     if not words:
         return {}
     known = trainer_fields(command)
-    namespace, unknown = build_parser(command).parse_known_args(words)
+    try:
+        namespace, unknown = build_parser(command).parse_known_args(words)
+    except UserError as error:
+        # an abbreviation that could be several flags, or a flag without its value
+        raise UserError(f"The further flags cannot be read: {error.message}", key, error.hint) from error
     if unknown:
         name = unknown[0].lstrip("-").partition("=")[0]
         hint = nearest(f"--{name}", [f"--{option}" for option in known]) if unknown[0].startswith("-") else ""
         raise UserError(f"{unknown[0]!r} in the further flags is no flag of the trainer.", key, hint)
-    read = {name: convert(known[name], value, "in the further flags") for name, value in vars(namespace).items()}
+    try:
+        read = {name: convert(known[name], value, "in the further flags") for name, value in vars(namespace).items()}
+    except UserError as error:
+        raise UserError(error.message, key, error.hint) from error
     for name in _OURS:
         if name in read:
             raise UserError(f"--{name} cannot be set in the further flags.", key, "Leave it out.")

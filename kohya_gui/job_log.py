@@ -234,3 +234,13 @@ def console_lines(path: Path, tail: int = 200) -> list[str]:
     if lines and not lines[-1]:
         lines.pop()
     return lines[-tail:] if tail > 0 else lines
+
+
+def pace(log: JobLog, started: float | None) -> tuple[float, float] | None:
+    """Seconds a step, and seconds from the start to the first step; None for a run too short to tell."""
+    first, last = log.first_step, log.last
+    begun, ended = _number(first.get("t")), _number(last.get("t"))
+    steps = _whole(last.get("step")) - _whole(first.get("step"))
+    if started is None or begun is None or ended is None or steps < 5:
+        return None
+    return (ended - begun) / steps, max(begun - started, 0.0)

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from kohya_gui import command, job_process, job_view, supervisor
-from kohya_gui.job_log import Curves, JobLog, console_lines
+from kohya_gui.job_log import Curves, JobLog, console_lines, pace
 from kohya_gui.job_queue import QueueFile, clash, gpu_set
 from kohya_gui.job_view import JobView
 from kohya_gui.secret_store import SecretStore
+from kohya_gui.settings import SpeedHistory
 from kohya_gui.supervisor import read_json, write_json
 from sd_scripts.events import REQUESTS, Control
 from sd_scripts.schema.errors import UserError
@@ -64,6 +65,8 @@ class JobStore:
         self.root = Path(root).resolve()
         self.root.mkdir(parents=True, exist_ok=True)
         self.secrets = SecretStore(self.root)
+        self.speeds = SpeedHistory(self.root / ".speeds.json")
+        self._measured: set[str] | None = None
         self._queue = QueueFile(self.root)
         self._memory = threading.Lock()
         self._logs: dict[str, JobLog] = {}
@@ -142,9 +145,10 @@ class JobStore:
             return []
         started = []
         try:
+            views = self.list()
+            self._measure(views)
             if self._queue.held:
                 return []
-            views = self.list()
             busy = [view.gpu_set for view in views if view.running]
             for view in sorted((v for v in views if v.state == "waiting"), key=lambda v: v.position or 0):
                 if not any(clash(view.gpu_set, other) for other in busy):
@@ -166,6 +170,17 @@ class JobStore:
         except OSError as error:
             message = f"The job could not be started: {error.strerror or error}."
             write_json(folder / supervisor.EXIT, {"code": None, "message": message, "ended": time.time()})
+
+    def _measure(self, views: Views) -> None:
+        """Remember how fast finished jobs were, for the time in later plans."""
+        if self._measured is None:
+            self._measured = self.speeds.known()
+        for view in views:
+            if view.state == "done" and view.id not in self._measured:
+                self._measured.add(view.id)
+                found = pace(self._log(view.id, view.folder).refresh(), view.started)
+                if found is not None:
+                    self.speeds.add(view.id, self.values(view.id), *found)
 
     def _reap(self) -> None:
         self._children = [child for child in self._children if child.poll() is None]

@@ -223,14 +223,19 @@ STEPS: tuple[Callable[[Draft], None], ...] = (
 
 
 def migrate(raw: dict[str, Any], command: str) -> Draft:
-    """Read the keys of a kohya_ss file. Values that cannot be read are kept aside and reported, never guessed."""
+    """Read a whole kohya_ss file. Values that cannot be read are kept aside and reported, never guessed."""
+    draft = modernise(raw, command)
+    _fill(draft, command, set(raw))
+    return draft
+
+
+def modernise(raw: dict[str, Any], command: str) -> Draft:
+    """Read keys as kohya_ss names them, as far as they are there; missing ones stay missing."""
     draft = Draft(dict(raw), newer=bool(old_keys.ONLY_V26 & raw.keys()))
-    present = set(raw)
     for step in STEPS:
         step(draft)
     _rename(draft, command)
     read_values(draft, command)
-    _fill(draft, command, present)
     return draft
 
 

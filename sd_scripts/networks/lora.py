@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 UNET_TARGETS = ("Transformer2DModel",)
 UNET_CONV_TARGETS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
 TEXT_ENCODER_TARGETS = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
+LORA_TENSORS = ("lora_down.weight", "lora_up.weight", "alpha")
+# LoHa, LoKr, Tucker-decomposed convolutions, DoRA, GLoRA, (B)OFT, full differences.
+OTHER_KINDS = ("hada_", "lokr_", "lora_mid", "dora_scale", "a1.weight", "oft_", "diff")
 UNET_PREFIX = "lora_unet"
 TEXT_ENCODER_PREFIX = "lora_te"
 
@@ -127,6 +130,7 @@ class LoRANetwork(nn.Module):
         Raises UserError when ranks differ or nothing fits.
         """
         weights = read_weights(file)
+        refuse_other_kinds(weights, file)
         own = self.state_dict()
         matching = own.keys() & weights.keys()
         if not matching:
@@ -247,9 +251,6 @@ class LoRANetwork(nn.Module):
             lora.merge_to(dict(lora.state_dict()))
 
 
-LORA_TENSORS = ("lora_down.weight", "lora_up.weight", "alpha")
-
-
 def named_encoders(
     text_encoder: nn.Module | Sequence[nn.Module] | None,
 ) -> list[tuple[str, nn.Module]]:
@@ -279,6 +280,16 @@ def create_network(
     sdxl = is_sdxl(unet)
     arguments = read_arguments(kwargs, network_dim, network_alpha, neuron_dropout, sdxl)
     return LoRANetwork(text_encoder, unet, multiplier, arguments.sizes, arguments.drops, arguments.rates)
+
+
+def refuse_other_kinds(weights: Mapping[str, Tensor], file: object) -> None:
+    """Raise UserError for files with parts that plain LoRA would leave out, which changes what they do."""
+    found = sorted({tensor for key in weights for tensor in OTHER_KINDS if f".{tensor}" in key})
+    if found:
+        raise UserError(
+            f"'{file}' is no plain LoRA: it also holds {', '.join(found)}.",
+            hint="LyCORIS made it: use network_module lycoris.kohya.",
+        )
 
 
 def sizes_in(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, float]]:
@@ -314,6 +325,7 @@ def create_network_from_weights(
         if file is None:
             raise ValueError("either a file or its weights are needed")
         weights_sd = read_weights(file)
+    refuse_other_kinds(weights_sd, file)
     sizes = sizes_in(weights_sd)
     if not sizes:
         raise UserError(f"'{file}' holds no LoRA of this kind (no lora_down.weight).", "network_weights")

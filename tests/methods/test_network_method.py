@@ -134,6 +134,15 @@ def test_a_file_of_another_rank_is_refused_with_the_way_out(tmp_path: Path) -> N
         attached(model(), network_weights=str(tmp_path / "torn.safetensors"))
 
 
+@pytest.mark.parametrize("tensor", ["hada_w1_a", "lokr_w1", "dora_scale", "lora_mid.weight"])
+def test_what_plain_lora_would_apply_wrongly_is_refused(tmp_path: Path, tensor: str) -> None:
+    path = foreign_file(tmp_path / "foreign.safetensors")
+    save_file({**load_file(path), f"lora_unet_conv_in.{tensor}": torch.zeros(2)}, str(path))
+    for options in ({"network_weights": str(path)}, {"base_weights": [str(path)]}):
+        with pytest.raises(UserError, match="no plain LoRA.*lycoris.kohya"):
+            attached(model(), **options)
+
+
 def foreign_file(path: Path) -> Path:
     """A file as others write them: half precision, integer alpha, linear weights for a 1x1 convolution, no te."""
     torch.manual_seed(5)

@@ -117,6 +117,8 @@ class DatasetGroup:
     @property
     def repeated_images(self) -> int:
         """Pictures of one epoch, repeats and regularisation included."""
+        if self.foreign is not None:
+            return len(self.foreign) * self.batch_size
         return sum(bucket.count for dataset in self.datasets for bucket in dataset.buckets)
 
     @property
@@ -132,7 +134,9 @@ class DatasetGroup:
     @property
     def batch_size(self) -> int:
         """Batch size of a device; the largest where data sets differ."""
-        return max((dataset.spec.batch_size for dataset in self.datasets), default=1)
+        if self.blueprint.plugin is not None:
+            return int(self.blueprint.plugin.arguments["batch_size"])
+        return max(dataset.spec.batch_size for dataset in self.datasets)
 
     @property
     def buckets(self) -> list[BucketCount]:

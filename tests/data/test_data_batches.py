@@ -374,7 +374,7 @@ def test_a_class_of_somebody_else_supplies_the_batches() -> None:
     assert sorted(batch.captions[0] for batch in batches) == ["grey 0", "grey 1", "grey 2"]
     assert batches[0].target_sizes.tolist() == [[32, 64]] * 2
     assert batches[0].loss_weights.tolist() == [1.0, 1.0]
-    assert group.facts() == []
+    assert (group.facts(), group.batch_size, group.repeated_images) == ([], 2, 6)
     with pytest.raises(UserError, match="allow_plugins"):
         build(blueprint(**values), 1)
     with pytest.raises(UserError, match="cannot load"):

@@ -71,8 +71,11 @@ def load_sd(
     vae_dtype = torch.float32 if options.no_half_vae else dtype
     say("U-Net")
     unet = filled(make_unet, parts.unet.config, parts.unet.weights, "U-Net", str(source), dtype).to(device)
+    # Each part's file is let go of as soon as the part is made: mapped and cast copies of all three at once are 1 GB.
+    parts.unet.weights.clear()
     say("text encoder")
     text = filled(make_text_encoder, parts.text.config, parts.text.weights, "text encoder", str(source), dtype)
+    parts.text.weights.clear()
     say("VAE")
     if parts.vae is None:
         vae = load_vae(str(options.vae), vae_dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from datetime import timedelta
 from typing import Any
@@ -32,29 +33,42 @@ def skips_modules(network: NetworkOptions) -> bool:
     return not known or any(item.replace(" ", "").startswith("module_dropout=") for item in network.network_args or [])
 
 
-def deepspeed_plugin(training: TrainingOptions) -> DeepSpeedPlugin | None:
+def deepspeed_plugin(training: TrainingOptions, batch_size: int, mixed_precision: str) -> DeepSpeedPlugin | None:
     """DeepSpeed as the options ask for it, or None. Raises UserError where the package is missing."""
     if not training.deepspeed:
         return None
-    try:
-        return DeepSpeedPlugin(
-            zero_stage=training.zero_stage,
-            gradient_accumulation_steps=training.gradient_accumulation_steps,
-            offload_optimizer_device=training.offload_optimizer_device,
-            offload_optimizer_nvme_path=training.offload_optimizer_nvme_path,
-            offload_param_device=training.offload_param_device,
-            offload_param_nvme_path=training.offload_param_nvme_path,
-            zero3_init_flag=training.zero3_init_flag,
-            zero3_save_16bit_model=training.zero3_save_16bit_model,
-        )
-    except ImportError as error:
+    if importlib.util.find_spec("deepspeed") is None:
         raise UserError(
             "deepspeed needs the package deepspeed.", "deepspeed", "Install it on Linux: pip install deepspeed"
-        ) from error
+        )
+    plugin = DeepSpeedPlugin(
+        zero_stage=training.zero_stage,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        offload_optimizer_device=training.offload_optimizer_device,
+        offload_optimizer_nvme_path=training.offload_optimizer_nvme_path,
+        offload_param_device=training.offload_param_device,
+        offload_param_nvme_path=training.offload_param_nvme_path,
+        zero3_init_flag=training.zero3_init_flag,
+        zero3_save_16bit_model=training.zero3_save_16bit_model,
+    )
+    settings = plugin.deepspeed_config
+    # No loader of torch goes through accelerate, from which it would learn the batch size.
+    settings["train_micro_batch_size_per_gpu"] = batch_size
+    if mixed_precision == "fp16":
+        half = settings.setdefault("fp16", {})
+        half["enabled"] = True
+        half["initial_scale_power"] = 0
+        if training.fp16_master_weights_and_gradients or training.full_fp16:
+            half["fp16_master_weights_and_grads"] = True
+    return plugin
 
 
 def make_accelerator(
-    training: TrainingOptions, logging: LoggingOptions, network: NetworkOptions, mixed_precision: str
+    training: TrainingOptions,
+    logging: LoggingOptions,
+    network: NetworkOptions,
+    mixed_precision: str,
+    batch_size: int = 1,
 ) -> Accelerator:
     """Make it. Raises UserError for a missing tracker package or DeepSpeed.
 
@@ -71,7 +85,7 @@ def make_accelerator(
         log_with=trackers or None,
         project_dir=str(folder) if folder else None,
         kwargs_handlers=handlers,
-        deepspeed_plugin=deepspeed_plugin(training),
+        deepspeed_plugin=deepspeed_plugin(training, batch_size, mixed_precision),
         step_scheduler_with_optimizer=False,
     )
 

@@ -7,9 +7,12 @@ import random
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from sd_scripts.data.dataset import DatasetGroup
+from sd_scripts.data.debug import inspect_batches
+from sd_scripts.data.loader import BatchLoader
 from sd_scripts.data.report import dataset_facts, report_tables
 from sd_scripts.families.base import Family, Model
 from sd_scripts.methods.base import Method
@@ -42,6 +45,18 @@ def show_dataset(reporter: Reporter, group: DatasetGroup, plan: RunPlan) -> None
     reporter.say(f"{group.images} pictures, {group.repeated_images} with repeats, {steps}")
     for warning in group.warnings:
         reporter.warn("data", warning, key="train_data_dir")
+
+
+def inspect_dataset(group: DatasetGroup, folder: Path, reporter: Reporter, epochs: int) -> None:
+    """Go through the first batches of up to two epochs as the trainer would see them; pictures go into `folder`."""
+    if not reporter.is_main:
+        return
+    loader = BatchLoader(group)
+    written = 0
+    for text, files in inspect_batches(loader, folder, epochs=min(epochs, 2)):
+        reporter.say(text)
+        written += len(files)
+    reporter.say(f"{written} pictures as the trainer sees them are in {folder}; nothing was trained")
 
 
 def plan_event(config: TrainConfig, group: DatasetGroup, plan: RunPlan) -> dict[str, Any]:

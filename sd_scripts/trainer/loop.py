@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from sd_scripts.data.batch import Batch
-from sd_scripts.trainer.guard import NotFiniteError, agree, all_paths
+from sd_scripts.trainer.guard import Agreement, NotFiniteError, agree, all_paths
 from sd_scripts.trainer.reporting import peak_memory
 from sd_scripts.trainer.run import Run
-from sd_scripts.trainer.trackers import step_scalars
+from sd_scripts.trainer.trackers import log_epoch, step_scalars
 from sd_scripts.training.guard import OverflowWatch
 from sd_scripts.training.loss import LossRecorder
 from sd_scripts.training.rng import restore as restore_rng
@@ -129,12 +129,23 @@ class Trainer:
             run.method.on_step_start(batch.network_multipliers.to(run.maths.device))
             loss = self._loss(batch)
             value = float(loss.detach())
-            if not math.isfinite(value):
-                self._give_up("loss", value)
+            # With several processes the others are waiting for this one's gradients: all stop together before the step.
+            if not math.isfinite(value) and run.accelerator.num_processes == 1:
+                raise NotFiniteError("loss", at.step + 1, self._paths)
             run.accelerator.backward(loss)
         self._micro_losses.append(value)
         if run.accelerator.sync_gradients:
+            self._agreed = self._agree()
             self._optimizer_step()
+
+    def _agree(self) -> Agreement:
+        """Mean loss and requests, the same in all processes; asked before the step, so that NaN changes no weight."""
+        run = self.run
+        loss = sum(self._micro_losses) / len(self._micro_losses)
+        agreed = agree(run.accelerator, loss, math.isfinite(loss), run.reporter.requests())
+        if not agreed.finite:
+            raise NotFiniteError("loss", self.position.step + 1, all_paths(run.accelerator, self._paths))
+        return agreed
 
     def _loss(self, batch: Batch) -> Tensor:
         run = self.run
@@ -158,29 +169,23 @@ class Trainer:
         if run.fused:
             return None
         limit = run.max_grad_norm if run.max_grad_norm > 0 else math.inf
-        norm = float(run.accelerator.clip_grad_norm_(run.method.trainable_parameters(), limit))
+        length = run.accelerator.clip_grad_norm_(run.method.trainable_parameters(), limit)
+        if length is None:  # DeepSpeed clips by itself and does not always say
+            return None
+        norm = float(length)
         # With a loss scaler an overflow now and then is normal: the scaler skips the step and halves the scale.
+        # The gradients are already averaged, so all processes see the same norm and stop together.
         if self._overflow.broken(norm):
-            self._give_up("gradient", norm)
+            raise NotFiniteError("gradient", self.position.step + 1, all_paths(run.accelerator, self._paths))
         return norm
-
-    def _give_up(self, what: str, value: float) -> None:
-        run = self.run
-        step = self.position.step + 1
-        if run.accelerator.num_processes > 1:
-            agree(run.accelerator, value, False, [])
-        raise NotFiniteError(what, step, all_paths(run.accelerator, self._paths))
 
     def _after_step(self) -> None:
         """All that happens between two optimizer steps, in this order."""
         run, at = self.run, self.position
+        agreed = self._agreed
         norms = run.method.after_step()
         at.step += 1
         self.clock.tick()
-        loss = sum(self._micro_losses) / len(self._micro_losses)
-        agreed = agree(run.accelerator, loss, True, run.reporter.requests())
-        if not agreed.finite:
-            raise NotFiniteError("loss", at.step, all_paths(run.accelerator, self._paths))
         self.recorder.add(at.epoch, (at.batch - 1) // run.accumulation, agreed.loss)
         self._micro_losses, self._paths = [], []
         self._report(agreed.loss, norms)
@@ -222,7 +227,7 @@ class Trainer:
         finished = at.epoch + 1
         at.epoch, at.batch = finished, 0
         if run.accelerator.trackers:
-            run.accelerator.log({"loss/epoch": self.recorder.average}, step=finished)
+            log_epoch(run.accelerator, self.recorder.average, finished, at.step)
         if run.saver.epoch_due(finished, run.plan.epochs) and not self._finished:
             self._save_epoch(finished)
         if run.samples.due(at.step, finished):

@@ -84,8 +84,10 @@ class Reporter:
         self._last_progress = 0.0
         self._last_line = 0.0
         self._phase = ""
-        # Tables go to the console that the log lines go to; 120 columns where that is a file.
-        self.console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+        # Tables go where the log lines go; 120 columns where that is a file.
+        log = next((item for item in self.logger.handlers if isinstance(item, logging.FileHandler)), None)
+        width = None if sys.stderr.isatty() and log is None else 120
+        self.console = Console(stderr=log is None, file=log.stream if log else None, width=width)
 
     @property
     def is_main(self) -> bool:

@@ -81,19 +81,24 @@ class Saver:
     def _save(self, names: SaveNames, step: int, epoch: int, state: dict[str, Any] | None, *, final: bool) -> None:
         self.reporter.phase("save")
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self._weights(names.file, step, epoch, final)
-        if state is not None:
-            self._state(names.state, step, epoch, state, final)
-        if self.accelerator.is_main_process:
-            for old in (names.old_file, names.old_state):
-                if old is not None:
-                    remove_old(old, self.reporter.say)
+        if self.accelerator.is_main_process and self._weights(names.file, step, epoch, final):
+            self._remove(names.old_file)
+        if state is not None and self._state(names.state, step, epoch, state, final):
+            self._remove(names.old_state)
         self.accelerator.wait_for_everyone()
         if not final:
             self.reporter.phase("train")
 
-    def _weights(self, path: Path, step: int, epoch: int, final: bool) -> None:
+    def _remove(self, old: Path | None) -> None:
+        """Called only after the newer one was written: a save that fails must not cost the last good one."""
+        if old is None or not self.accelerator.is_main_process:
+            return
+        try:
+            remove_old(old, self.reporter.say)
+        except OSError as error:
+            self.reporter.warn("save", f"The older {old.name} could not be removed: {error.strerror}.")
+
+    def _weights(self, path: Path, step: int, epoch: int, final: bool) -> bool:
         try:
             with self.created.evaluating():
                 metadata = self.make_metadata(step, epoch, time.time())
@@ -101,7 +106,7 @@ class Saver:
             tensors = check_written(path)
         except (OSError, WrittenFileError) as error:
             self._failed(path, error, final)
-            return
+            return False
         size = path.stat().st_size
         self.reporter.say(f"saved {path.name} ({size / 2**20:.1f} MB, {tensors} tensors), opened again and checked")
         self.reporter.event(
@@ -111,13 +116,14 @@ class Saver:
             self.reporter.warn("disk", warning, "Make room before the next save.", "output_dir")
         if self.uploader:
             self.uploader.upload(path, is_last=final)
+        return True
 
-    def _state(self, folder: Path, step: int, epoch: int, state: dict[str, Any], final: bool) -> None:
+    def _state(self, folder: Path, step: int, epoch: int, state: dict[str, Any], final: bool) -> bool:
         try:
             self.write_state(folder, state)
         except OSError as error:
             self._failed(folder, error, final)
-            return
+            return False
         self.reporter.say(f"saved the training state {folder.name}")
         size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
         self.reporter.event(
@@ -125,6 +131,7 @@ class Saver:
         )
         if self.uploader and self.accelerator.is_main_process and self.options.save_state_to_huggingface:
             self.uploader.upload(folder, is_last=final)
+        return True
 
     def _failed(self, path: Path, error: Exception, final: bool) -> None:
         """An intermediate save that fails is a warning: the training so far is worth more than the file."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import random
@@ -15,7 +14,8 @@ from sd_scripts.schema.commands import TrainNetworkConfig
 from sd_scripts.schema.errors import UserError
 from sd_scripts.trainer.accelerating import guess_device, make_accelerator
 from sd_scripts.trainer.assemble import Assembly
-from sd_scripts.trainer.facts import plan_event, show_dataset
+from sd_scripts.trainer.endings import TerminatedError, explain, is_lost_process, signals_end_the_run
+from sd_scripts.trainer.facts import inspect_dataset, plan_event, show_dataset
 from sd_scripts.trainer.guard import NotFiniteError
 from sd_scripts.trainer.loop import Trainer
 from sd_scripts.trainer.reporting import Reporter
@@ -27,7 +27,7 @@ from sd_scripts.training.plan import RunPlan
 from sd_scripts.training.precision import resolve
 from sd_scripts.training.rng import seed_everything
 
-EXIT_DONE, EXIT_BUG, EXIT_USER_ERROR, EXIT_NOT_FINITE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+EXIT_DONE, EXIT_BUG, EXIT_USER_ERROR, EXIT_NOT_FINITE, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 3, 130, 143
 SECRETS = ("wandb_api_key", "huggingface_token")
 
 
@@ -44,11 +44,16 @@ class Session:
     def __init__(self, config: TrainNetworkConfig, family: Family, method: Method) -> None:
         self.config, self.family, self.method = config, family, method
         is_main = int(os.environ.get("RANK", "0")) == 0
-        self.reporter = Reporter(config.logging, job_folder(config) if is_main else None)
+        self.processes = int(os.environ.get("WORLD_SIZE", "1"))
+        self.reporter = _reporter(config, is_main)
         self.trainer: Trainer | None = None
 
     def run(self) -> int:
         """Run and say how it ended; returns the exit code. Bugs leave their traceback on the console."""
+        with signals_end_the_run():
+            return self._run()
+
+    def _run(self) -> int:
         try:
             self._end(self._train(), "")
             return EXIT_DONE
@@ -61,11 +66,20 @@ class Session:
             self.reporter.error("nan", str(error), hint, "mixed_precision")
             self._end("failed", str(error))
             return EXIT_NOT_FINITE
+        except TerminatedError as error:
+            self.reporter.error("terminated", "The run was ended from outside.", "Resume from the last saved state.")
+            self._end("failed", str(error))
+            return EXIT_TERMINATED
         except KeyboardInterrupt:
             self.reporter.error("interrupted", "Interrupted from the keyboard.", "Resume from the last saved state.")
             self._end("stopped", "interrupted from the keyboard")
             return EXIT_INTERRUPTED
         except Exception as error:  # noqa: BLE001 (the last door: told to the page, traceback on the console)
+            if is_lost_process(error, self.processes):
+                message = "Another process of this run ended early, so this one ends too."
+                self.reporter.error("process", message, "Its own message stands in the log; then resume.")
+                self._end("failed", message)
+                return EXIT_BUG
             traceback.print_exc()
             code, hint = explain(error)
             self.reporter.error(code, f"{type(error).__name__}: {error}".strip(), hint)
@@ -87,12 +101,15 @@ class Session:
         seed = random.SystemRandom().randrange(2**32) if config.training.seed is None else config.training.seed
         reporter.phase("scan pictures")
         data = scan(config, seed)
-        plan = plan_of(config, data, int(os.environ.get("WORLD_SIZE", "1")))
+        plan = plan_of(config, data, self.processes)
         show_dataset(reporter, data.train, plan)
         facts = plan_event(config, data.train, plan)
         if config.run.plan_only:
             if reporter.is_main:
                 print(json.dumps(facts, ensure_ascii=False))
+            return "done"
+        if config.dataset.debug_dataset:
+            inspect_dataset(data.train, job_folder(config) / "dataset", reporter, plan.epochs)
             return "done"
         run = self._prepare(data, plan, seed)
         rates = run.created.learning_rates()
@@ -107,7 +124,9 @@ class Session:
         config, family, method, reporter = self.config, self.family, self.method, self.reporter
         precision = resolve(config.training, config.saving, guess_device())
         reporter.notices(precision.notices)
-        accelerator = make_accelerator(config.training, config.logging, config.network, precision.mixed_precision)
+        accelerator = make_accelerator(
+            config.training, config.logging, config.network, precision.mixed_precision, data.train.batch_size
+        )
         seed_everything(seed, accelerator.process_index)
         model = load_model(config, family, precision, accelerator.device, reporter)
         cache_latents(config, family, model, data, accelerator, reporter)
@@ -130,22 +149,19 @@ class Session:
             run.loader.close()
             if run.saver.uploader:
                 run.saver.uploader.wait()
-        if run.accelerator.trackers:
-            run.accelerator.end_training()
+            for tracker in run.accelerator.trackers:
+                tracker.finish()  # a log is complete up to where the run ended, however it ended
         return status
 
 
-def explain(error: Exception) -> tuple[str, str]:
-    """A code and a way out for errors that come from the machine rather than from us."""
-    text = str(error).lower()
-    if "out of memory" in text or isinstance(error, MemoryError):
-        return "memory", (
-            "Out of memory: lower train_batch_size or resolution, or switch on gradient_checkpointing, cache_latents "
-            "or fp8_base."
-        )
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "disk", "The disk is full: make room, then resume from the last state."
-    return "bug", "This is a fault of the program; the log holds the details."
+def _reporter(config: TrainNetworkConfig, is_main: bool) -> Reporter:
+    folder = job_folder(config)
+    try:
+        return Reporter(config.logging, folder if is_main else None)
+    except OSError as error:
+        key = "job_dir" if config.run.job_dir else "output_dir"
+        message = f"{key} '{folder if config.run.job_dir else folder.parent}' cannot be written: {error.strerror}."
+        raise UserError(message, key, "Choose another folder.") from error
 
 
 def run_session(config: TrainNetworkConfig, family: Family, method: Method) -> int:

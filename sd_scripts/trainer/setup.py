@@ -61,7 +61,9 @@ def _looks_like_path(name: str | None) -> bool:
 
 def scan(config: TrainNetworkConfig, seed: int) -> Data:
     """Find the pictures. Raises UserError where they cannot be trained on."""
-    return Data(*build(build_blueprint(config.dataset, config.captions, config.validation), seed))
+    plugins = config.run.allow_plugins
+    blueprint = build_blueprint(config.dataset, config.captions, config.validation, allow_plugins=plugins)
+    return Data(*build(blueprint, seed))
 
 
 def plan_of(config: TrainNetworkConfig, data: Data, processes: int) -> RunPlan:
@@ -147,4 +149,16 @@ def attach(
     )
     family.use_fast_layout(model)
     if config.training.torch_compile and config.training.dynamo_backend != "no":
-        model.unet.compile(backend=config.training.dynamo_backend)
+        model.unet.compile(backend=compiler(config.training.dynamo_backend))
+
+
+def compiler(name: str) -> str:
+    """The back end of torch.compile, once it is known to exist here. Raises UserError where it does not."""
+    if name not in torch.compiler.list_backends(exclude_tags=()):
+        known = ", ".join(["eager", "aot_eager", *torch.compiler.list_backends()])
+        raise UserError(
+            f"dynamo_backend '{name}' is not there: this torch has {known}.",
+            "dynamo_backend",
+            "Choose inductor, or switch torch_compile off.",
+        )
+    return name

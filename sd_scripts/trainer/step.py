@@ -100,7 +100,7 @@ class StepMaths:
 
     def losses(self, prediction: Tensor, sample: NoiseSample, batch: Batch) -> Tensor:
         """[B] float32."""
-        masks = batch.masks if self.loss.masked_loss or batch.masks is not None else None
+        masks = batch.masks
         return losses.per_sample(
             prediction,
             sample,

@@ -64,6 +64,18 @@ def start_trackers(accelerator: Accelerator, options: LoggingOptions, settings: 
     accelerator.init_trackers(options.log_tracker_name or DEFAULT_PROJECT, config=config, init_kwargs=init)
 
 
+def log_epoch(accelerator: Accelerator, average: float, epoch: int, step: int) -> None:
+    """The average loss of an epoch: over epochs in TensorBoard, as sd-scripts' users know it.
+
+    Weights & Biases drops figures whose step lies before the last one, so there it stands at the optimizer step.
+    """
+    for tracker in accelerator.trackers:
+        if tracker.name == "wandb":
+            tracker.log({"loss/epoch": average, "epoch": epoch}, step=step)
+        else:
+            tracker.log({"loss/epoch": average}, step=epoch)
+
+
 def step_scalars(
     loss: float,
     average: float,

@@ -32,10 +32,13 @@ class Validation:
     high: int = 1000
 
     def due(self, step: int, epoch: int | None = None) -> bool:
-        """Every N steps if asked, else at the end of every N-th epoch (every epoch by default)."""
-        if self.options.validate_every_n_steps:
-            return epoch is None and step % self.options.validate_every_n_steps == 0
-        return epoch is not None and epoch % (self.options.validate_every_n_epochs or 1) == 0
+        """Every N steps and every N-th epoch, as asked; without either at the end of every epoch."""
+        steps, epochs = self.options.validate_every_n_steps, self.options.validate_every_n_epochs
+        if epoch is None:
+            return bool(steps) and step % (steps or 1) == 0
+        if not epochs and steps:
+            return False
+        return epoch % (epochs or 1) == 0
 
     def timesteps(self) -> list[int]:
         """The timesteps at which every picture is measured."""

@@ -1,6 +1,6 @@
 """Speed and memory of LoRA training, as ratios to a plain diffusers + peft loop run beside it.
 
-    python benchmarks/train.py             full-size Stable Diffusion 1.5 shapes, random weights: 10 minutes, 8 GB
+    python benchmarks/train.py             full-size Stable Diffusion 1.5 shapes, random weights: minutes, 8 GB
     python benchmarks/train.py --tiny      small shapes: checks in a minute that the benchmark itself works
 
 Every run is a fresh process and the contestants alternate. The trainer is started as people start it, by

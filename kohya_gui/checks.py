@@ -69,7 +69,8 @@ def plan(
     right = not problems
     full = complete(command_name, usable)
     if built is not None:
-        full |= built.toml
+        # prompts typed into the form become a file of the job, which is not there yet
+        full |= {key: value for key, value in built.toml.items() if not (built.files and key == "sample_prompts")}
         problems += [Problem(f.severity, f.key, f.message, f.hint) for f in check(command_name, built.toml)]
     path_keys = tuple(key for key, option in fields(command_name).items() if option.kind in ("file", "folder", "model"))
     refused = findings.outside(full, path_keys, roots)

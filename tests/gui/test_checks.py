@@ -170,6 +170,11 @@ def test_folder_names_without_a_number_get_a_better_name(good: dict[str, Any], t
     assert any(problem.severity == "error" and "number" in problem.message for problem in about(view, "train_data_dir"))
 
 
+def test_prompts_typed_into_the_form_need_no_file(good: dict[str, Any]) -> None:
+    view = checks.plan("train_network", {**good, "sample_prompt_text": "a cat", "sample_every_n_steps": 10})
+    assert view.problems == [] and view.plan is not None and view.plan.files
+
+
 def test_a_flat_folder_trains_once_each(good: dict[str, Any], tmp_path: Path) -> None:
     view = checks.plan("train_network", {**good, "train_data_dir": str(tmp_path / "img/10_sks dog")})
     assert view.can_start and view.images == 6 and sum(view.buckets.values()) == 6

@@ -120,6 +120,13 @@ class LoRANetwork(nn.Module):
 
     def set_multiplier(self, multiplier: float | Tensor) -> None:
         """Strength of the whole network, or of each sample when a tensor [B] is given."""
+        if (
+            not isinstance(multiplier, Tensor)
+            and not isinstance(self.multiplier, Tensor)
+            and multiplier == self.multiplier
+        ):
+            # Asked for at every step, and nearly always the same.
+            return
         self.multiplier = multiplier
         for lora in self.loras:
             lora.multiplier = multiplier

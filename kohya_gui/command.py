@@ -198,6 +198,9 @@ def _lengths(given: dict[str, Any], notes: list[str]) -> None:
             share = shown / int(given.get("train_batch_size", 1)) / int(given.get("gradient_accumulation_steps", 1))
             given["max_train_steps"] = math.ceil(share * int(epoch) * (2 if given.get("reg_data_dir") else 1))
             notes.append(f"{given['max_train_steps']} steps, worked out from {epoch} epochs of {shown} pictures.")
+        elif given.get("dataset_config"):
+            # kohya_ss never counted described datasets: the trainer's own number of steps held
+            notes.append("No steps are given: the usual number holds. Give epochs or steps to change it.")
         else:
             given["max_train_epochs"] = int(epoch)
     percent = given.get("lr_warmup")

@@ -137,6 +137,7 @@ def test_a_rate_of_zero_trains_only_the_other_part(rates: dict[str, Any], sent: 
         ({"max_train_steps": 1000, "epoch": 2, "lr_warmup": 5}, 1000, 50),
         ({"max_train_steps": 1000, "lr_warmup": 5, "lr_warmup_steps": 7}, 1000, 7),
         ({"max_train_epochs": 4, "epoch": 2, "lr_warmup": 5}, None, 0.05),
+        ({"dataset_config": "set.toml", "epoch": 150, "lr_warmup": 5}, None, 0.05),
     ],
 )
 def test_length_and_warmup(values: dict[str, Any], steps: int | None, warmup: float | None, dataset: Path) -> None:

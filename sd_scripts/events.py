@@ -4,6 +4,7 @@ The trainer writes; the page, another browser or `tail -f` reads, each from its 
 the standard library, so that the page can read a run without loading a trainer.
 """
 
+import errno
 import json
 import math
 import os
@@ -15,6 +16,9 @@ from typing import Any
 
 VERSION = 1
 REQUESTS = ("stop", "save", "sample")
+# No space, quota used up, file as large as it may be.
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
+_MOST_WAITING = 1 << 22
 
 
 def _finite(value: Any, path: str, bad: list[str]) -> Any:
@@ -36,16 +40,18 @@ def _finite(value: Any, path: str, bad: list[str]) -> Any:
 
 
 class EventWriter:
-    """Appends events to a file, each flushed at once, so that a killed run loses at most the line being written."""
+    """Appends events to a file, each flushed at once, so that a killed run loses at most the line being written.
+
+    A disk that takes no more does not end the run: events wait in memory and go into the file with a later one.
+    """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         torn = self._ends_torn()
-        self._file = self.path.open("ab")
-        if torn:
-            # a killed run left half a line; ended here, it is skipped by readers and does not swallow our first event
-            self._file.write(b"\n")
+        self._file = self.path.open("ab", buffering=0)
+        # a killed run left half a line; ended here, it is skipped by readers and does not swallow our first event
+        self._waiting = b"\n" if torn else b""
 
     def _ends_torn(self) -> bool:
         if not self.path.exists() or self.path.stat().st_size == 0:
@@ -61,12 +67,29 @@ class EventWriter:
         event.update(_finite(fields, "", bad))
         if bad:
             event["warning"] = "; ".join(bad)
-        self._file.write(json.dumps(event, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n")
-        self._file.flush()
+        self._waiting += json.dumps(event, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
+        self._drain()
+
+    def _drain(self) -> None:
+        """Write what waits, as much as the disk takes; a line that was written in part goes on where it ended."""
+        try:
+            while self._waiting:
+                written = self._file.write(self._waiting) or 0
+                self._waiting = self._waiting[written:]
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            if len(self._waiting) > _MOST_WAITING:
+                # only whole lines may go: what stands at the front may be the rest of one
+                first = self._waiting.find(b"\n") + 1
+                newest = self._waiting.find(b"\n", len(self._waiting) - _MOST_WAITING // 2) + 1
+                self._waiting = self._waiting[:first] + self._waiting[newest:]
 
     def close(self) -> None:
         """Close the file; more events cannot be written."""
-        self._file.close()
+        if not self._file.closed:
+            self._drain()
+            self._file.close()
 
     def __enter__(self) -> "EventWriter":
         return self

@@ -6,7 +6,10 @@ trainers, because a model file torn by a full disk or a power cut is worse than 
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,6 +25,8 @@ from torch import nn
 from sd_scripts.schema.errors import UserError
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+# How torch's writer of zip files speaks of a disk that takes no more.
+_TORCH_WRITER = ("PytorchStreamWriter failed", "inline_container.cc")
 
 
 @dataclass
@@ -44,6 +49,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     The temporary name keeps the suffix, since writers choose the format by it. When the block raises,
     the temporary file is removed and `path` stays as it was.
+
+    Raises OSError when the disk refuses, also where safetensors or torch say so with an error of their own.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +58,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         temporary.touch()
         usual = temporary.stat().st_mode
-        yield temporary
+        with writing_errors(temporary):
+            yield temporary
         # safetensors makes files that only their owner may read; others on the machine use these.
         temporary.chmod(usual)
         _flush(temporary)
@@ -60,6 +68,26 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+@contextmanager
+def writing_errors(path: Path) -> Iterator[None]:
+    """Turn what safetensors and torch raise on a full or broken disk into the OSError that it is."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        text = str(error)
+        refused = isinstance(error, SafetensorError) and "I/O error" in text
+        if not refused and not any(sign in text for sign in _TORCH_WRITER):
+            raise
+        found = re.search(r"\(os error (\d+)\)", text)
+        number = int(found[1]) if found else errno.EIO if _has_room(path.parent) else errno.ENOSPC
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _has_room(folder: Path) -> bool:
+    """Whether the disk takes another megabyte; torch does not say why it could not write."""
+    return shutil.disk_usage(folder).free > 1 << 20
 
 
 def _flush(path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sd_scripts.networks.base import atomic_path
+from sd_scripts.networks.base import atomic_path, writing_errors
 from sd_scripts.schema.errors import UserError
 
 # accelerate's names, so that either program finds its way in the other's folder.
@@ -70,7 +70,9 @@ def write_torch(path: Path, content: object) -> None:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors exactly as they are. Copies, because safetensors refuses tensors that share memory."""
-    save_file({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, str(path))
+    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    with writing_errors(path):
+        save_file(copies, str(path))
     _flush(path)
 
 

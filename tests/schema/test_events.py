@@ -58,6 +58,23 @@ def test_a_run_that_goes_on_after_a_torn_line(tmp_path: Path) -> None:
     assert [event["step"] for event in events] == [1, 2]
 
 
+def test_events_wait_while_the_disk_is_full(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="Windows has no limit on the size of files")
+    path = tmp_path / "events.jsonl"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with EventWriter(path) as writer:
+        writer.write("step", step=0)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, before[1]))
+        try:
+            for step in range(1, 4):
+                writer.write("step", step=step)
+            assert [event["step"] for event in read_events(path)[0]] == [0]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        writer.write("step", step=4)
+        assert [event["step"] for event in read_events(path)[0]] == [0, 1, 2, 3, 4]
+
+
 def test_nan_becomes_null_with_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     with EventWriter(path) as writer:

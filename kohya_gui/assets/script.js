@@ -81,7 +81,8 @@
       const group = fact.group && (groups[fact.group] ??= { all: 0, changed: 0, off: 0 });
       if (group) { group.all += !(key in off); group.off += key in off; group.changed += key in changed; }
       for (const id of fact.tabs) {
-        tabs[id] ??= { bad: 0, changed: 0 };
+        tabs[id] ??= { bad: 0, changed: 0, basic: +(K.facts[tab]['@pages'].keep.includes(id)) };
+        tabs[id].basic += fact.basic;
         tabs[id].bad += notes[key]?.say === 'error';
         tabs[id].changed += key in changed;
       }
@@ -97,7 +98,7 @@
     }
     for (const [id, count] of Object.entries(tabs)) {
       const button = document.getElementById(`${id}-button`);
-      if (button) Object.assign(button.dataset, { bad: count.bad || '', changed: count.changed || '' });
+      if (button) Object.assign(button.dataset, { bad: count.bad || '', changed: count.changed || '', basic: count.basic });
     }
     const labels = all(`#${tab}-view label`);
     if (labels.length > 2) { labels[1].dataset.n = Object.keys(facts).length; labels[2].dataset.n = Object.keys(changed).length; }
@@ -118,6 +119,12 @@
     }
     return null;
   };
+  const unfold = async (group) => { // an accordion that is just being made may close again: look, and click once more
+    for (let tries = 0; tries < 40 && !$('[data-testid=accordion-content]', group)?.offsetParent; tries++) {
+      if (tries % 8 === 0) $('.label-wrap', group).click();
+      await new Promise((next) => setTimeout(next, 50));
+    }
+  };
   K.top = (name) => $(`#top-${name}-button`)?.click();
   K.view = (tab, view) => { const form = $(`#${tab}-form`); if (form) form.dataset.view = String(view).toLowerCase(); };
   K.go = async (tab, key) => {
@@ -125,12 +132,9 @@
     if (!fact) return;
     K.top(tab);
     const form = await found(`#${tab}-form`);
-    if ((form.dataset.view === 'basic' && !fact.basic) || form.dataset.view === 'changed') all(`#${tab}-view input`)[1]?.click();
+    if ((form.dataset.view !== 'all' && !(fact.basic && form.dataset.view === 'basic'))) all(`#${tab}-view input`)[1]?.click();
     for (const id of fact.tabs) (await found(`#${id}-button`))?.click();
-    if (fact.group) {
-      const header = $('.label-wrap', await found(`#${fact.group}`));
-      if (!header.classList.contains('open')) header.click();
-    }
+    if (fact.group) await unfold(await found(`#${fact.group}`));
     const element = await found(`#${tab}-${key}`);
     element?.scrollIntoView({ block: 'center' });
     $('input, textarea', element)?.focus();

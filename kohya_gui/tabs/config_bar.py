@@ -17,6 +17,7 @@ from kohya_gui.tabs.message import channel
 from sd_scripts.schema.errors import UserError
 
 OPEN, SAVE = "@open", "@save"
+_OF_THE_PERSON = ("output_name", "sample_prompt_text", "training_comment")
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class ConfigBar:
     def wire(self, script: gr.HTML, quiet: dict[str, Any]) -> None:
         """Connect the buttons; `script` is the tab's channel to the page's script."""
         inputs = [self.file, *self.form.inputs]
-        outputs = [self.file, script, *self.form.inputs]
-        self.preset.input(self._take_preset, [self.file, self.preset], outputs, **quiet)
+        outputs = self.outputs(script)
+        self.preset.input(self._take_preset, [self.preset, *self.form.inputs], outputs, **quiet)
         self.open.click(
             None, None, None, js=f"() => kohya.browse('{self.tab}', '{OPEN}', '')", api_visibility="private"
         )
@@ -83,6 +84,19 @@ class ConfigBar:
         )
         self.save.click(self._save, inputs, [self.file, script], **quiet)
         self.reload.click(self._reload, [self.file], outputs, **quiet)
+
+    def outputs(self, script: gr.HTML) -> list[gr.components.Component]:
+        """What opening a configuration writes to, in the order of `opened` and `unchanged`."""
+        return [self.file, script, self.preset, *self.form.inputs]
+
+    def opened(self, file: FileState, message: dict[str, Any]) -> list[Any]:
+        """The updates that show another configuration; the presets' list names it only if it is one."""
+        named = file.name if not file.path and file.name in self.presets else ""
+        return [file, message, named, *self.form.fill(file.values)]
+
+    def unchanged(self, message: dict[str, Any] | None = None, patch: Mapping[str, Any] | None = None) -> list[Any]:
+        """The updates that leave the file alone, and all fields but those of `patch`."""
+        return [gr.skip(), message or channel(), gr.skip(), *self.form.patch(patch or {})]
 
     # ------------------------------------------------------------------ showing
 
@@ -120,13 +134,10 @@ class ConfigBar:
                 return self.open_path(path)
             target = Path(str(asked.get("folder") or "")) / path
             saved = self._write(target if target.suffix else target.with_suffix(".json"), file, values)
-            return [saved, channel(later=True), *self._untouched()]
+            return [saved, *self.unchanged(channel(later=True))[1:]]
         except UserError as error:
             gr.Warning(str(error))
-            return [file, channel(), *self._untouched()]
-
-    def _untouched(self) -> list[Any]:
-        return [gr.skip()] * len(self.form.keys)
+            return self.unchanged()
 
     def open_path(self, path: str) -> list[Any]:
         """Open a file of this machine.
@@ -143,14 +154,19 @@ class ConfigBar:
             html = plan_view.report_sheet(opened.report, self.words)
             message["sheet"] = {"title": self.words("{name} is open", name=name), "html": html}
         if opened.partial:
-            return [gr.skip(), message, *self.form.patch(opened.values)]
-        return [FileState(path, name, opened.values, opened.extras), message, *self.form.fill(opened.values)]
+            return self.unchanged(message, opened.values)
+        return self.opened(FileState(path, name, opened.values, opened.extras), message)
 
-    def _take_preset(self, file: FileState, name: str) -> list[Any]:
+    def _take_preset(self, name: str, *contents: Any) -> list[Any]:
+        """A preset's values; what the person typed about places and names stays, no preset can know it."""
         if name not in self.presets:
-            return [file, channel(), *self._untouched()]
-        preset = self.presets[name]
-        return [FileState("", name, preset.values), channel(later=True), *self.form.fill(preset.values)]
+            return self.unchanged()
+        typed = self.form.collect(contents).values
+        kept = {key: value for key, value in typed.items() if key in _OF_THE_PERSON or self._is_place(key)}
+        return self.opened(FileState("", name, {**kept, **self.presets[name].values}), channel(later=True))
+
+    def _is_place(self, key: str) -> bool:
+        return self.form.fields[key].kind in widgets.PATH_KINDS
 
     def _save(self, file: FileState, *contents: Any) -> list[Any]:
         found = self.form.collect(contents)
@@ -177,9 +193,9 @@ class ConfigBar:
 
     def _reload(self, file: FileState) -> list[Any]:
         if not file.path:
-            return [file, channel(later=True), *self.form.fill(file.values)]
+            return self.opened(file, channel(later=True))
         try:
             return self.open_path(file.path)
         except UserError as error:
             gr.Warning(str(error))
-            return [file, channel(), *self._untouched()]
+            return self.unchanged()

@@ -1,6 +1,7 @@
 """The plan card beside a training form, and the dialogs that show the command: all as HTML made from plain data."""
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
@@ -12,13 +13,29 @@ from kohya_gui.localization import Words
 from sd_scripts.schema.errors import UserError
 
 SAID = {"error": "error", "warning": "warning"}
+MOST_ALIKE = 3
 
 
 def card(view: PlanView, tab: str, words: Words) -> str:
     """The plan: what trains on what for how long, what is written, and every complaint with the way to its field."""
     rows = "".join(f"<dt>{escape(words(label))}</dt><dd>{escape(text)}</dd>" for label, text in view.lines)
-    problems = "".join(_problem(problem, tab, words) for problem in view.problems)
+    problems = _problems(view.problems, tab, words)
     return f'<h2>{words("Plan")}</h2><dl class="k-plan-lines">{rows}</dl>{problems}'
+
+
+def _problems(found: Sequence[Problem], tab: str, words: Words) -> str:
+    """The complaints; of many about one field the first ones and their number."""
+    parts, counts = [], Counter((problem.severity, problem.key) for problem in found)
+    shown: Counter[tuple[str, str | None]] = Counter()
+    for problem in found:
+        about = (problem.severity, problem.key)
+        shown[about] += 1
+        if problem.key is None or counts[about] <= MOST_ALIKE or shown[about] < MOST_ALIKE:
+            parts.append(_problem(problem, tab, words))
+        elif shown[about] == MOST_ALIKE:
+            text = words("And {n} more about the same field.", n=counts[about] - MOST_ALIKE + 1)
+            parts.append(_problem(replace(problem, message=text, hint=""), tab, words))
+    return "".join(parts)
 
 
 def _problem(problem: Problem, tab: str, words: Words) -> str:
@@ -28,7 +45,8 @@ def _problem(problem: Problem, tab: str, words: Words) -> str:
         text += f" {escape(problem.hint)}"
         return f'<div class="k-problem k-{severity}" role="alert"><span>{text}</span></div>'
     return (
-        f'<button class="k-problem k-{severity}" data-go="{escape(problem.key)}" data-tab="{tab}" title="{escape(problem.hint)}">'
+        f'<button class="k-problem k-{severity}" title="{escape(problem.hint)}" '
+        f'data-go="{escape(problem.key)}" data-tab="{tab}">'
         f"<span>{text}</span><b>{words('go to')}</b></button>"
     )
 

@@ -55,7 +55,8 @@ class TrainingTab:
     @property
     def facts(self) -> dict[str, Any]:
         """What the page's script knows about this tab's fields and dialogs."""
-        return {**self.form.facts(), **self.bar.facts()}
+        keep = [f"{self.spec.name}-page-{page.name}" for page in self.form.pages if page.extra]
+        return {**self.form.facts(), **self.bar.facts(), "@pages": {"keep": keep}}
 
     # ------------------------------------------------------------------ building
 
@@ -144,7 +145,7 @@ class TrainingTab:
             trigger_mode="always_last",
             **quiet,
         )
-        self.channel.click(self._act, [bar.file, *form.inputs], [bar.file, self.channel, *form.inputs], **quiet)
+        self.channel.click(self._act, [bar.file, *form.inputs], bar.outputs(self.channel), **quiet)
         for button, waits in ((self.start, False), (self.queue, True)):
             button.click(
                 partial(self._launch, waits), [bar.file, *form.inputs], [self.channel], trigger_mode="once", **quiet
@@ -156,7 +157,9 @@ class TrainingTab:
 
     def wire_load(self, page: gr.Blocks) -> None:
         """Work out the plan as soon as the page is open."""
-        page.load(None, None, None, js=f"() => kohya.later('{self.spec.name}')", api_visibility="private")
+        name = self.spec.name
+        script = f"() => {{ kohya.view('{name}', '{VIEWS[0]}'); kohya.later('{name}'); }}"
+        page.load(None, None, None, js=script, api_visibility="private")
 
     # ------------------------------------------------------------------ what happens
 
@@ -194,22 +197,21 @@ class TrainingTab:
     def _act(self, event: gr.EventData, file: FileState, *contents: Any) -> list[Any]:
         """What the page's script asks for: set or reset fields, take a path, open a text."""
         asked: dict[str, Any] = dict(event._data or {})
-        keep = [gr.skip()] * len(self.form.keys)
         action, key = asked.get("do"), str(asked.get("key", ""))
         if action == "reset" and key in self.form.fields:
-            return [file, channel(later=True), *self.form.patch({key: self.form.fields[key].default})]
+            return self.bar.unchanged(channel(later=True), {key: self.form.fields[key].default})
         if action == "set":
             wanted = {k: v for k, v in dict(asked.get("values") or {}).items() if k in self.form.fields}
-            return [file, channel(later=True, close=True), *self.form.patch(wanted)]
+            return self.bar.unchanged(channel(later=True, close=True), wanted)
         if action == "pick" and key in self.form.fields:
-            return [file, channel(later=True), *self.form.patch({key: asked.get("file")})]
+            return self.bar.unchanged(channel(later=True), {key: asked.get("file")})
         if action == "open_job":
-            return self._open_job(str(asked.get("job", "")), asked.get("go"), file)
+            return self._open_job(str(asked.get("job", "")), asked.get("go"))
         if action in ("pick", "open_text"):
             return self.bar.act(asked, file, self.form.collect(contents).values)
-        return [file, channel(), *keep]
+        return self.bar.unchanged()
 
-    def _open_job(self, job: str, go: str | None, file: FileState) -> list[Any]:
+    def _open_job(self, job: str, go: str | None) -> list[Any]:
         """Show the values a job was made from; a job that still waits leaves the queue, so that it does not run
         twice."""
         store = self.services.jobs
@@ -220,9 +222,9 @@ class TrainingTab:
                 gr.Info(self.words("{name} has left the queue; add it again when it is right.", name=view.name))
         except UserError as error:
             gr.Warning(str(error))
-            return [file, channel(), *[gr.skip()] * len(self.form.keys)]
+            return self.bar.unchanged()
         opened = FileState(name=self.words("from the job {name}", name=view.name), values=values)
-        return [opened, channel(later=True, go=go), *self.form.fill(values)]
+        return self.bar.opened(opened, channel(later=True, go=go))
 
     def _launch(self, waits: bool, file: FileState, *contents: Any) -> dict[str, Any]:
         found, view = self._look(contents)

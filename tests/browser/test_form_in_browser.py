@@ -1,0 +1,174 @@
+"""The form as a person uses it: finding, filling, marking, saving. No training."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from .conftest import Served, Visit
+
+pytestmark = pytest.mark.browser
+
+
+def test_search_opens_the_closed_tab_and_focuses_the_field(visit: Visit) -> None:
+    page = visit.page
+    assert page.locator("#lora-min_snr_gamma").count() == 0
+    page.fill("#lora-search input", "min snr")
+    page.click(".k-result")
+    expect(page.locator("#lora-min_snr_gamma input")).to_be_focused()
+    page.fill("#lora-search input", "--huber_c")
+    page.keyboard.press("Enter")
+    # it does not apply with the usual loss, so it stays hidden; its group is opened all the same and says so
+    expect(page.locator("#lora-group-advanced-4")).to_have_attribute("data-more", re.compile("more appear"))
+    expect(page.locator("#lora-loss_type")).to_be_visible()
+
+
+def test_basic_hides_what_all_shows(visit: Visit) -> None:
+    page = visit.page
+    shown = page.locator(".k-field:visible")
+    assert shown.count() <= 16
+    expect(page.locator("#lora-learning_rate")).to_be_visible()
+    page.click("#lora-view label:nth-of-type(2)")
+    page.click("#lora-page-parameters-button")
+    page.locator(".k-group .label-wrap", has_text="Learning rates and schedule").click()
+    expect(page.locator("#lora-unet_lr")).to_be_visible()
+
+
+def test_fields_appear_with_the_choice_they_belong_to(visit: Visit) -> None:
+    page = visit.page
+    page.click("#lora-view label:nth-of-type(2)")
+    page.click("#lora-LoRA_type input")
+    page.get_by_role("option", name="LyCORIS/LoKr").click()
+    page.click("#lora-page-parameters-button")
+    page.locator(".k-group .label-wrap", has_text="LyCORIS").click()
+    expect(page.locator("#lora-factor")).to_be_visible()
+    expect(page.locator("#lora-train_on_input")).to_be_hidden()
+
+
+def test_a_mistake_is_shown_beside_its_field_and_a_click_leads_there(visit: Visit) -> None:
+    page = visit.page
+    page.fill("#lora-learning_rate input", "fast")
+    expect(page.locator("#lora-learning_rate-note")).to_contain_text("must be a number")
+    expect(page.locator("#lora-start")).to_be_disabled()
+    page.fill("#lora-learning_rate input", "1e-3")
+    expect(page.locator("#lora-learning_rate-note")).to_be_empty()
+    expect(page.locator("#lora-learning_rate")).to_have_attribute("data-changed", "")
+    page.click("#lora-page-folders-button")
+    page.locator(".k-problem", has_text="base model").click()
+    expect(page.locator("#lora-pretrained_model_name_or_path input")).to_be_focused()
+
+
+def test_reset_gives_the_default_back(visit: Visit) -> None:
+    page = visit.page
+    page.fill("#lora-learning_rate input", "0.5")
+    expect(page.locator("#lora-learning_rate .k-reset")).to_have_text("default 2e-6")
+    page.click("#lora-learning_rate .k-reset")
+    expect(page.locator("#lora-learning_rate input")).to_have_value("2e-6")
+    expect(page.locator("#lora-learning_rate")).not_to_have_attribute("data-changed", "")
+
+
+def test_a_folder_is_picked_in_the_dialog(visit: Visit, served: Served) -> None:
+    page = visit.page
+    folder = served.folder / "pictures to pick" / "10_cat"
+    folder.mkdir(parents=True, exist_ok=True)
+    page.fill("#lora-train_data_dir input", str(folder.parent))
+    page.click("#lora-train_data_dir .k-browse")
+    page.locator(".k-row", has_text="10_cat").click()
+    expect(page.locator(".k-where")).to_contain_text("10_cat")
+    page.click(".k-sheet .k-main")
+    expect(page.locator("#lora-train_data_dir input")).to_have_value(str(folder))
+    page.fill("#lora-train_data_dir input", "/etc")
+    page.click("#lora-train_data_dir .k-browse")
+    expect(page.locator(".k-sheet .k-said")).to_contain_text("outside")
+
+
+def test_save_as_and_open_bring_the_same_values(visit: Visit, served: Served) -> None:
+    page = visit.page
+    page.fill("#lora-output_name input", "kätzchen")
+    page.fill("#lora-learning_rate input", "3e-4")
+    expect(page.locator("#lora-file")).to_contain_text("2 changes")
+    page.click("#lora-saveas")
+    page.locator(".k-row", has_text=served.folder.name).first.click()
+    page.fill(".k-sheet input[name=name]", "my file")
+    page.click(".k-sheet .k-main")
+    expect(page.locator("#lora-file")).to_have_text("my file.json")
+    saved = json.loads((served.folder / "my file.json").read_text(encoding="utf-8"))
+    assert saved["output_name"] == "kätzchen" and saved["learning_rate"] == 3e-4
+    page.fill("#lora-learning_rate input", "1")
+    expect(page.locator("#lora-file")).to_contain_text("1 change")
+    page.click("#lora-reload")
+    expect(page.locator("#lora-learning_rate input")).to_have_value("3e-4")
+    page.fill("#lora-learning_rate input", "4e-4")
+    page.keyboard.press("Control+s")
+    expect(page.locator("#lora-file")).to_have_text("my file.json")
+    assert json.loads((served.folder / "my file.json").read_text(encoding="utf-8"))["learning_rate"] == 4e-4
+
+
+def test_a_preset_keeps_the_places_the_person_typed(visit: Visit) -> None:
+    page = visit.page
+    page.fill("#lora-output_dir input", "results")
+    page.click("#lora-preset input")
+    page.get_by_role("option", name="Style").click()
+    expect(page.locator("#lora-file")).to_contain_text("Style")
+    expect(page.locator("#lora-output_dir input")).to_have_value("results")
+
+
+def test_command_and_toml_say_what_will_run(visit: Visit) -> None:
+    page = visit.page
+    page.fill("#lora-learning_rate input", "7e-4")
+    page.click("#lora-toml")
+    expect(page.locator("#k-toml")).to_contain_text("learning_rate = 0.0007")
+    page.keyboard.press("Escape")
+    page.click("#lora-command")
+    expect(page.locator("#k-command")).to_contain_text("sd_scripts/train_network.py")
+    page.keyboard.press("Escape")
+    page.click("#lora-compare")
+    expect(page.locator(".k-sheet .k-table")).to_contain_text("7e-4")
+
+
+def test_pictures_are_shown_with_caption_and_bucket(visit: Visit, photos: Path, served: Served) -> None:
+    import shutil
+
+    page = visit.page
+    folder = served.folder / "photos"
+    if not folder.exists():
+        shutil.copytree(photos, folder)
+    page.fill("#lora-train_data_dir input", str(folder))
+    page.click("#lora-page-folders-button")
+    expect(page.locator("#lora-dataset figure")).to_have_count(4)
+    expect(page.locator("#lora-dataset")).to_contain_text("a cup of coffee")
+    page.wait_for_function(
+        "[...document.querySelectorAll('#lora-dataset img')].every((i) => i.complete && i.naturalWidth)"
+    )
+    page.locator("#lora-dataset figure", has_text="tabby cat").click()
+    expect(page.locator(".k-sheet ol li")).to_have_count(5)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (800, "dark"), (390, "light")])
+def test_nothing_scrolls_sideways_and_start_is_reachable(
+    chromium: Browser, served: Served, width: int, scheme: str
+) -> None:
+    visit = Visit(chromium, served.url, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = visit.page
+    assert page.evaluate("document.body.classList.contains('dark')") is (scheme == "dark")
+    for tab in ("lora", "jobs", "about"):
+        page.click(f"#top-{tab}-button")
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), tab
+    page.click("#top-lora-button")
+    expect(page.locator("#lora-start")).to_be_in_viewport()
+    visit.close()
+
+
+def test_every_control_has_a_name(visit: Visit) -> None:
+    page = visit.page
+    nameless = page.evaluate(
+        """[...document.querySelectorAll('input, textarea, select, button')].filter((e) => e.offsetParent &&
+        !(e.labels?.length || e.getAttribute('aria-label') || e.title || e.textContent.trim() || e.closest('label')))
+        .map((e) => e.outerHTML.slice(0, 120))"""
+    )
+    assert nameless == []

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import PartialState
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.logging import LoggingOptions
@@ -78,7 +85,7 @@ def make_accelerator(
     folder = log_folder(logging)
     handlers: list[Any] = [ddp_settings(training, may_skip_modules=skips_modules(network))]
     if training.ddp_timeout:
-        handlers.append(InitProcessGroupKwargs(timeout=timedelta(minutes=training.ddp_timeout)))
+        handlers.append(_patience(training))
     return Accelerator(
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         mixed_precision=mixed_precision,
@@ -88,6 +95,30 @@ def make_accelerator(
         deepspeed_plugin=deepspeed_plugin(training, batch_size, mixed_precision),
         step_scheduler_with_optimizer=False,
     )
+
+
+def _patience(training: TrainingOptions) -> InitProcessGroupKwargs:
+    """How long processes wait for each other."""
+    if not training.ddp_timeout:
+        return InitProcessGroupKwargs()
+    return InitProcessGroupKwargs(timeout=timedelta(minutes=training.ddp_timeout))
+
+
+def common_seed(training: TrainingOptions, resumed: int | None = None) -> int:
+    """The run's seed: the given one, else that of the state it goes on from, else a fresh one.
+
+    It is the same in all processes. Each orders the batches by it and takes its share: with seeds of their own, shares
+    would overlap.
+    """
+    known = resumed if training.seed is None else training.seed
+    if known is not None:
+        return known
+    drawn = [random.SystemRandom().randrange(2**32)]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+        PartialState(on_cpu, **_patience(training).to_kwargs())  # joins the processes, as the accelerator would later
+        broadcast_object_list(drawn)
+    return int(drawn[0])
 
 
 def guess_device() -> torch.device:

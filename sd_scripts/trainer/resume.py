@@ -76,10 +76,16 @@ def from_hub(text: str) -> Path:
     return Path(root) / folder
 
 
-def check_resume(saving: SavingOptions) -> None:
-    """Make sure, before anything is loaded, that the state to resume from is there and whole. Raises UserError."""
-    if saving.resume and not saving.resume_from_huggingface:
-        read_manifest(locate(resolve_resume(saving.resume, saving.output_dir, saving.output_name)))
+def check_resume(saving: SavingOptions) -> int | None:
+    """Make sure, before anything is loaded, that the state to resume from is there and whole.
+
+    Returns the seed of the run that wrote it, None where that is not known. Raises UserError.
+    """
+    if not saving.resume or saving.resume_from_huggingface:
+        return None
+    manifest = read_manifest(locate(resolve_resume(saving.resume, saving.output_dir, saving.output_name)))
+    seed = ((manifest or {}).get("loader") or {}).get("seed")
+    return seed if isinstance(seed, int) else None
 
 
 def _load(run: Run, config: TrainNetworkConfig) -> LoadedState | None:

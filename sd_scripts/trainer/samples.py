@@ -13,6 +13,7 @@ from sd_scripts.sampling.prompts import SamplePrompt, parse_prompts
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.model import ModelOptions
 from sd_scripts.schema.sampling import SamplingOptions
+from sd_scripts.trainer.endings import TerminatedError
 from sd_scripts.trainer.reporting import Reporter
 
 
@@ -35,6 +36,10 @@ class SampleMaker:
         """The prompt file, read anew each time, so that it may be edited while training runs."""
         return parse_prompts(Path(self.options.sample_prompts)) if self.options.sample_prompts else []
 
+    def remarks(self) -> list[str]:
+        """What of the prompt file is not understood or not taken as written, one sentence each."""
+        return [note for prompt in self.prompts() for note in prompt.notes]
+
     def due(self, step: int, epoch: int | None = None, first: bool = False) -> bool:
         """Whether pictures are due; `epoch` is the number of finished epochs, at an epoch's end only."""
         return bool(self.options.sample_prompts) and should_sample(step, epoch, self.options, first)
@@ -43,8 +48,12 @@ class SampleMaker:
         """Make one picture a prompt; returns how many were written. Never raises for a picture that fails."""
         try:
             prompts = self.prompts()
-        except (UserError, OSError) as error:
+        except (UserError, OSError, ValueError) as error:
             self.reporter.warn("sample", f"No sample pictures at step {step}: {error}", key="sample_prompts")
+            return 0
+        if not prompts:
+            message = f"No sample pictures at step {step}: there is no prompt."
+            self.reporter.warn("sample", message, "Give a file with prompts in sample_prompts.", "sample_prompts")
             return 0
         vae_device = next(self.model.vae.parameters()).device
         self.model.vae.to(self.device)
@@ -69,8 +78,11 @@ class SampleMaker:
             )
             path = sample_folder(self.output_dir) / sample_name(self.output_name, prompt, step, epoch)
             save_png(image, path, prompt)
-        except (UserError, RuntimeError, ValueError, OSError, ArithmeticError) as error:
-            self.reporter.warn("sample", f"The sample picture of prompt {prompt.index} failed: {error}")
+        except TerminatedError:
+            raise
+        except Exception as error:  # noqa: BLE001 (hours of training are worth more than a picture)
+            said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self.reporter.warn("sample", f"The sample picture of prompt {prompt.index} failed: {said}")
             return 0
         self.reporter.event(
             "sample",
@@ -79,6 +91,6 @@ class SampleMaker:
             epoch=epoch,
             index=prompt.index,
             prompt=prompt.prompt,
-            seed=prompt.seed,
+            seed=int(image.info["seed"]),
         )
         return 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import traceback
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from sd_scripts.families.base import Family
 from sd_scripts.methods.base import Method
 from sd_scripts.schema.commands import TrainNetworkConfig
 from sd_scripts.schema.errors import UserError
-from sd_scripts.trainer.accelerating import guess_device, make_accelerator
+from sd_scripts.trainer.accelerating import common_seed, guess_device, make_accelerator
 from sd_scripts.trainer.assemble import Assembly
 from sd_scripts.trainer.endings import TerminatedError, explain, is_lost_process, signals_end_the_run
 from sd_scripts.trainer.facts import inspect_dataset, plan_event, show_dataset
@@ -97,8 +96,7 @@ class Session:
         for warning in config.warnings:
             reporter.warn("option", warning.message, warning.hint, warning.key)
         check_paths(config)
-        check_resume(config.saving)
-        seed = random.SystemRandom().randrange(2**32) if config.training.seed is None else config.training.seed
+        seed = common_seed(config.training, check_resume(config.saving))
         reporter.phase("scan pictures")
         data = scan(config, seed)
         plan = plan_of(config, data, self.processes)
@@ -116,6 +114,8 @@ class Session:
         reporter.event("start", **facts, device=str(run.accelerator.device), trains=rates, seed=seed)
         public = {key: value for key, value in config.values().items() if key not in SECRETS}
         start_trackers(run.accelerator, config.logging, public)
+        for remark in run.samples.remarks():
+            reporter.warn("sample", remark, key="sample_prompts")
         self.trainer = resume_trainer(run, config)
         return self._loop(run, self.trainer)
 

@@ -1,0 +1,54 @@
+"""Without a seed one is drawn: the same in every process, and kept when a run is resumed."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from effects import SMALL
+from runs import ROOT, train_here
+from safetensors.torch import load_file
+
+SCRIPT = """
+from sd_scripts.schema.parse import parse
+from sd_scripts.trainer.accelerating import common_seed
+argv = ["--pretrained_model_name_or_path", "m", "--train_data_dir", ".", "--resolution", "64"]
+argv += ["--network_module", "networks.lora", "--output_dir", "out"]
+print(common_seed(parse("train_network", argv).training))
+"""
+
+
+def seeds(processes: int) -> list[int]:
+    """What each of several processes takes as its seed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = []
+    for rank in range(processes):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
+        several = {key: str(value) for key, value in place.items()} if processes > 1 else {}
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", **several}
+        command = [sys.executable, "-c", SCRIPT]
+        started.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+    return [int(process.communicate(timeout=120)[0]) for process in started]
+
+
+def test_two_processes_share_a_drawn_seed() -> None:
+    first, second = seeds(2)
+    assert first == second
+    assert seeds(1) != [first]
+
+
+def test_a_resumed_run_keeps_the_seed_that_was_drawn(tiny_sd1: Path, thumbs: Path, tmp_path: Path) -> None:
+    options = {**SMALL, "seed": None, "max_train_steps": 3, "shuffle_caption": True}
+    whole = train_here(tiny_sd1, thumbs, tmp_path / "whole", save_every_n_steps=1, save_state=True, **options)
+    state = tmp_path / "whole" / "small-step00000001-state"
+    rest = train_here(tiny_sd1, thumbs, tmp_path / "rest", resume=state, **options)
+    assert rest.of("start")[0]["seed"] == whole.of("start")[0]["seed"]
+    assert rest.losses == whole.losses[1:]
+    one, two = (load_file(str(tmp_path / name / "small.safetensors")) for name in ("whole", "rest"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    other = train_here(tiny_sd1, thumbs, tmp_path / "other", **options)
+    assert other.losses != whole.losses

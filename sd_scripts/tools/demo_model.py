@@ -1,41 +1,31 @@
 """The demo's base model: small, made here in seconds, and able to show something.
 
 Its VAE is built by hand: latents are the picture at an eighth of its size, and decoding enlarges them smoothly. Its
-U-Net learns for some steps what sky and sea look like, so that a LoRA has something to add a lighthouse to.
+U-Net starts from a good guess at the noise, so that a short training has something to improve on.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-
-import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import nn
 
 from sd_scripts.models.assets import model_config
 from sd_scripts.models.build import LoadedModel, make_vae
 from sd_scripts.models.tiny import build_tiny
-from sd_scripts.tools.demo_pictures import SCENES, Scene, draw_scene
 
 VAE_WIDTHS = [64, 96, 128, 128]
-LATENT_SCALE = 0.18215
 _GAIN = 10.0  # latents per pixel value, so that scaled latents spread like those of the full-size model
 _LIFT = 10.0  # where SiLU is a straight line
 _SMALL = 1e-5  # far below the norm's epsilon, so that normalising only multiplies by a constant
 _BLUR = torch.tensor([1.0, 2.0, 1.0])
 
 
-def build_demo_model(steps: int, say: Callable[[str], None], seed: int = 0) -> LoadedModel:
-    """The demo's base model; the result depends on `seed` and `steps` only (up to the machine's rounding)."""
+def build_demo_model(seed: int = 0) -> LoadedModel:
+    """The demo's base model; its weights depend on `seed` only."""
     model = build_tiny("sd1", seed)
     model.vae = thumbnail_vae()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        guess_noise_at_first(model.unet)
-        teach_scenery(model, steps, say, random.Random(seed))
+    guess_noise_at_first(model.unet)
     return model
 
 
@@ -108,7 +98,7 @@ def _enlarge(decoder: nn.Module, post_quant: nn.Conv2d) -> None:
 def guess_noise_at_first(unet: nn.Module) -> None:
     """Start the U-Net from "the noise is what you see": the latents go round the whole network to its output.
 
-    That is right for late timesteps and half right on the whole, and saves most of the teaching. A value and its
+    That is right for late timesteps and about half right on the whole. A value and its
     opposite cross the last SiLU side by side; their difference is the value again.
     """
     last = unet.up_blocks[-1].resnets[-1]
@@ -128,45 +118,3 @@ def guess_noise_at_first(unet: nn.Module) -> None:
             unet.conv_out.weight[channel, :8] = 0
             unet.conv_out.weight[channel, channel, 1, 1] = 1
             unet.conv_out.weight[channel, channel + 4, 1, 1] = -1
-
-
-def scenery(count: int, chance: random.Random) -> Tensor:
-    """Pictures of sky and sea without a lighthouse, [count, 3, 128, 128] in -1..1."""
-    pictures = []
-    for number in range(count):
-        base = chance.choice(SCENES)
-        scene = Scene(
-            base.words, base.top, base.bottom, base.sea, base.stripe, chance.random(), 0.5, base.extra, (128, 128)
-        )
-        pictures.append(np.asarray(draw_scene(scene, seed=1000 + number, subject=False), dtype=np.float32))
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
-
-
-def teach_scenery(
-    model: LoadedModel, steps: int, say: Callable[[str], None], chance: random.Random, batch: int = 4
-) -> None:
-    """Train the whole U-Net for `steps` steps to take noise off pictures of sky and sea."""
-    with torch.no_grad():
-        latents = torch.cat([model.vae.encode(part).latent_dist.mean for part in scenery(32, chance).split(8)])
-        latents *= LATENT_SCALE
-        ids = model.tokenizer(["a picture of the sea"], padding="max_length", return_tensors="pt").input_ids
-        text = model.text_encoder(ids).last_hidden_state.expand(batch, -1, -1)
-    products = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, dim=0)
-    optimizer = torch.optim.AdamW(model.unet.parameters(), lr=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=max(steps, 2))
-    model.unet.train()
-    for step in range(1, steps + 1):
-        start = latents[torch.randint(len(latents), (batch,))]
-        timesteps = torch.randint(1000, (batch,))
-        share = products[timesteps].reshape(-1, 1, 1, 1)
-        noise = torch.randn_like(start)
-        guess = model.unet(share.sqrt() * start + (1 - share).sqrt() * noise, timesteps, text).sample
-        loss = F.mse_loss(guess, noise)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.unet.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step % 5 == 0 or step == steps:
-            say(f"base model: step {step} of {steps}, loss {loss.item():.3f}")
-    model.unet.eval()

@@ -136,8 +136,8 @@ SCENES = (
 )
 
 
-def draw_scene(scene: Scene, seed: int, *, subject: bool = True) -> Image.Image:
-    """The picture of a scene; `seed` places stars, flakes and clouds. Without `subject` the tower is left out."""
+def draw_scene(scene: Scene, seed: int) -> Image.Image:
+    """The picture of a scene; `seed` places stars, flakes and clouds."""
     width, height = (side * _FINE for side in scene.size)
     chance = random.Random(seed)
     image = Image.new("RGB", (width, height))
@@ -152,8 +152,7 @@ def draw_scene(scene: Scene, seed: int, *, subject: bool = True) -> Image.Image:
     _sky(pen, scene, chance, width, horizon)
     if "boat" in scene.extra:
         _boat(pen, width, horizon, away_from=scene.place)
-    if subject:
-        _tower(pen, scene, width, height, horizon)
+    _tower(pen, scene, width, height, horizon)
     _weather(pen, scene, chance, width, height)
     return image.resize(scene.size, Image.Resampling.LANCZOS)
 

@@ -18,13 +18,12 @@ from typing import Any
 
 from sd_scripts.tools.demo_pictures import SUBJECT, write_pictures
 
-MODEL_STEPS = 16
-REPEATS = 8
-TRAIN_STEPS = 80
+REPEATS = 6
+TRAIN_STEPS = 60
 SAMPLE_EVERY = 20
 PROMPTS = (
-    f"a {SUBJECT} on a sunny day, blue sky --w 128 --h 128 --d 1 --s 10 --l 3",
-    f"a {SUBJECT} at night, stars --w 128 --h 128 --d 2 --s 10 --l 3",
+    f"a {SUBJECT} on a sunny day, blue sky --w 128 --h 128 --d 1 --s 8 --l 3",
+    f"a {SUBJECT} at night, stars --w 128 --h 128 --d 2 --s 8 --l 3",
 )
 
 
@@ -48,15 +47,15 @@ def settings(folder: Path) -> dict[str, Any]:
         "cache_latents": True,
         "train_batch_size": 2,
         "max_train_steps": TRAIN_STEPS,
-        "learning_rate": 0.002,
-        "unet_lr": 0.002,
-        "text_encoder_lr": [0.0005],
+        "learning_rate": 0.006,
+        "unet_lr": 0.006,
+        "text_encoder_lr": [0.001],
         "lr_scheduler": "cosine",
         "lr_warmup_steps": 4,
         "optimizer_type": "AdamW",
         "network_module": "networks.lora",
-        "network_dim": 8,
-        "network_alpha": 8.0,
+        "network_dim": 16,
+        "network_alpha": 16.0,
         "mixed_precision": "no",
         "save_precision": "fp16",
         "save_model_as": "safetensors",
@@ -69,7 +68,7 @@ def settings(folder: Path) -> dict[str, Any]:
     }
 
 
-def make_demo(folder: Path, steps: int = MODEL_STEPS, say: Callable[[str], None] = print) -> Path:
+def make_demo(folder: Path, say: Callable[[str], None] = print) -> Path:
     """Make the demo project in `folder` (an older one there is replaced, except its output) and return demo.json.
 
     The settings file is written last, so that a demo with it is a whole one.
@@ -86,7 +85,7 @@ def make_demo(folder: Path, steps: int = MODEL_STEPS, say: Callable[[str], None]
     pictures = write_pictures(folder / "pictures" / f"{REPEATS}_{SUBJECT}")
     say(f"{len(pictures)} pictures with captions in {pictures[0].parent}")
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n", encoding="utf-8")
-    save_diffusers_folder(build_demo_model(steps, say), folder / "model")
+    save_diffusers_folder(build_demo_model(), folder / "model")
     say(f"base model in {folder / 'model'}")
     aside = target.with_suffix(".part")
     aside.write_text(json.dumps(settings(folder), indent=2) + "\n", encoding="utf-8")
@@ -98,10 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="make_demo", description="Make the demo project in a folder.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the demo project")
-    parser.add_argument("--steps", type=int, default=MODEL_STEPS, help="steps in which the base model learns scenery")
     options = parser.parse_args(argv)
     start = time.monotonic()
-    done = make_demo(options.out, options.steps, lambda text: print(text, flush=True))
+    done = make_demo(options.out, lambda text: print(text, flush=True))
     print(f"{done} made in {time.monotonic() - start:.0f} s", flush=True)
     return 0
 

@@ -25,7 +25,7 @@ from sd_scripts.tools.make_demo import make_demo
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("a place") / "demo project"
-    make_demo(folder, steps=1, say=lambda text: None)
+    make_demo(folder, say=lambda text: None)
     return folder
 
 
@@ -71,9 +71,9 @@ def test_the_vae_shows_the_picture_it_was_given() -> None:
     assert vae.state_dict().keys() == build_tiny("sd1").vae.state_dict().keys()
 
 
-def test_the_base_model_takes_noise_off_before_it_is_taught() -> None:
+def test_the_base_model_guesses_noise_from_the_start() -> None:
     """Of a picture at a late timestep nearly all is noise, and the fresh model says so."""
-    model = build_demo_model(0, lambda text: None)
+    model = build_demo_model()
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         guess = model.unet(noise, torch.tensor([999, 999]), torch.zeros(2, 77, 64)).sample
@@ -87,7 +87,7 @@ def test_the_command_line_makes_it_and_an_older_demo_is_replaced(tmp_path: Path)
     kept = tmp_path / "output" / "mine.safetensors"
     kept.parent.mkdir()
     kept.write_bytes(b"x")
-    command = [sys.executable, "-m", "sd_scripts.tools.make_demo", "--out", str(tmp_path), "--steps", "0"]
+    command = [sys.executable, "-m", "sd_scripts.tools.make_demo", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
     assert "demo.json made in" in done.stdout
     assert not old.exists() and kept.exists()

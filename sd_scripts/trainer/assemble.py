@@ -59,8 +59,10 @@ class Assembly:
         predictor, optimizer = accelerator.prepare(Predictor(self.method.module, maths.ingredients), created.optimizer)
         if accelerator.scaler is not None and config.training.full_fp16:
             allow_fp16_gradients(accelerator.scaler)
+        fused = None
         if config.optimizer.fused_backward_pass:
-            FusedBackward(created.optimizer, config.optimizer.max_grad_norm, lambda: bool(accelerator.sync_gradients))
+            limit = config.optimizer.max_grad_norm
+            fused = FusedBackward(created.optimizer, limit, lambda: bool(accelerator.sync_gradients))
         loader = self._loader(self.data.train)
         return Run(
             accelerator=accelerator,
@@ -78,7 +80,7 @@ class Assembly:
             validation=self._validation(maths, predictor),
             accumulation=self.plan.accumulation,
             max_grad_norm=config.optimizer.max_grad_norm,
-            fused=config.optimizer.fused_backward_pass,
+            fused=fused,
         )
 
     def _optimizer(self) -> tuple[CreatedOptimizer, CreatedScheduler]:

@@ -166,7 +166,9 @@ class Trainer:
     def _clip(self) -> float | None:
         """Clip the gradients as asked; returns their norm before, None where they are not kept (fused backward)."""
         run = self.run
-        if run.fused:
+        if run.fused is not None:
+            if run.fused.broken:
+                raise NotFiniteError("gradient", self.position.step + 1, all_paths(run.accelerator, self._paths))
             return None
         limit = run.max_grad_norm if run.max_grad_norm > 0 else math.inf
         length = run.accelerator.clip_grad_norm_(run.method.trainable_parameters(), limit)

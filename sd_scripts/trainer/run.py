@@ -17,6 +17,7 @@ from sd_scripts.trainer.samples import SampleMaker
 from sd_scripts.trainer.saving import Saver
 from sd_scripts.trainer.step import StepMaths
 from sd_scripts.trainer.validation import Validation
+from sd_scripts.training.fused import FusedBackward
 from sd_scripts.training.optimizers import CreatedOptimizer
 from sd_scripts.training.plan import RunPlan
 
@@ -40,7 +41,7 @@ class Run:
     validation: Validation | None
     accumulation: int
     max_grad_norm: float
-    fused: bool
+    fused: FusedBackward | None
 
     @contextmanager
     def method_evaluating(self) -> Iterator[None]:

@@ -53,12 +53,15 @@ class FusedBackward:
         optimizer: an optimizer whose parameters are independent of each other (Adafactor).
         max_grad_norm: limit for the norm of each parameter's gradient; 0 for none.
         ready: tells per call whether this backward pass is one to step on.
+
+    Attributes: `broken` becomes True once a gradient was NaN or infinite; the weight it was for is left as it was.
     """
 
     def __init__(self, optimizer: Optimizer, max_grad_norm: float, ready: Callable[[], bool] = lambda: True) -> None:
         self._optimizer = optimizer
         self._limit = max_grad_norm
         self._ready = ready
+        self.broken = False
         # The class's own step: a scheduler wraps the bound one to count calls, and these are not whole steps.
         self._step = type(optimizer).step
         self._handles = [
@@ -71,6 +74,10 @@ class FusedBackward:
     def _hook(self, position: int) -> Callable[[Tensor], None]:
         def update(param: Tensor) -> None:
             if not self._ready():
+                return
+            if param.grad is not None and not bool(torch.isfinite(param.grad).all()):
+                self.broken = True
+                param.grad = None
                 return
             if self._limit:
                 torch.nn.utils.clip_grad_norm_([param], self._limit)

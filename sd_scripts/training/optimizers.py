@@ -264,7 +264,8 @@ def create(
     # Given arguments come first in the printed text, added ones last.
     arguments = {**given, **{name: value for name, value in entry.preset.items() if name not in given}}
     made: list[dict[str, Any]] = [
-        {"params": list(group.params), **({} if group.lr is None else {"lr": group.lr})} for group in filled
+        {**group.extra, "params": list(group.params), **({} if group.lr is None else {"lr": group.lr})}
+        for group in filled
     ]
     rate: float | None = options.learning_rate
     notices: list[Notice] = []

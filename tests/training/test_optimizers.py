@@ -259,6 +259,13 @@ def test_nothing_to_train() -> None:
         create([ParameterGroup("unet", [], 1.0)], OptimizerOptions())
 
 
+def test_what_a_plugin_asks_for_its_group_reaches_the_optimizer() -> None:
+    params = _params()
+    groups = [ParameterGroup("a", params[:1], 0.1, {"weight_decay": 0.5}), ParameterGroup("b", params[1:], 0.1)]
+    made = create(groups, OptimizerOptions(optimizer_type="AdamW", optimizer_args=["weight_decay=0.2"])).optimizer
+    assert [group["weight_decay"] for group in made.param_groups] == [0.5, 0.2]
+
+
 def test_groups_of_one_name_are_told_apart() -> None:
     params = _params()
     groups = [ParameterGroup("unet", [param], None) for param in params]
@@ -287,6 +294,20 @@ def test_fused_backward_equals_stepping_afterwards() -> None:
     hooks.remove()
     sum((param**2).sum() for param in fused).backward()
     assert fused[0].grad is not None
+
+
+def test_fused_backward_leaves_a_weight_alone_whose_gradient_is_nan() -> None:
+    options = OptimizerOptions(
+        optimizer_type="Adafactor", optimizer_args=["relative_step=False"], learning_rate=0.01, fused_backward_pass=True
+    )
+    params = _params()
+    before = [param.detach().clone() for param in params]
+    fused = FusedBackward(create(_groups(params, 0.02), options).optimizer, 1.0)
+    ((params[0] ** 2).sum() * float("nan") + sum((param**2).sum() for param in params[1:])).backward()
+    assert fused.broken
+    assert torch.equal(params[0], before[0])
+    assert not torch.equal(params[1], before[1])
+    assert params[0].grad is None
 
 
 def test_fused_backward_limits() -> None:

@@ -104,7 +104,11 @@ class Trainer:
                 if self._finished:
                     break
         if at.batch >= run.plan.batches_per_process:
-            self._after_epoch()
+            at.epoch, at.batch = at.epoch + 1, 0
+            self._after_epoch(at.epoch)
+        elif at.step >= run.plan.total_steps:
+            # The last epoch may be cut short; it is shown like the others, but the position stays inside it.
+            self._after_epoch(at.epoch + 1)
 
     def _with_randomness(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Batches; a resumed run's random streams are put in place right before the first one is used.
@@ -223,11 +227,9 @@ class Trainer:
             scalars = step_scalars(loss, self.recorder.average, rates, run.created.adapted_rates(), norms)
             run.accelerator.log(scalars, step=at.step)
 
-    def _after_epoch(self) -> None:
-        """The end of a whole epoch: saves, pictures and validation that go by epochs."""
+    def _after_epoch(self, finished: int) -> None:
+        """The end of an epoch: saves, pictures and validation that go by epochs. `finished` counts from 1."""
         run, at = self.run, self.position
-        finished = at.epoch + 1
-        at.epoch, at.batch = finished, 0
         if run.accelerator.trackers:
             log_epoch(run.accelerator, self.recorder.average, finished, at.step)
         if run.saver.epoch_due(finished, run.plan.epochs) and not self._finished:
@@ -279,7 +281,7 @@ class Trainer:
             self._save_step(with_state=True)
             return "stopped"
         state = self._state() if run.saver.state_at_end else None
-        run.saver.save_last(at.step, at.epoch, state)
+        run.saver.save_last(at.step, run.plan.epochs, state)
         return "done"
 
     def keep_last_good(self) -> None:

@@ -137,12 +137,8 @@ def test_fp8_storage_is_a_quarter_and_computes_with_the_rounded_weights(inputs: 
 @pytest.mark.parametrize("kind", ["linear", "conv"])
 def test_fp8_gradients_are_those_of_the_rounded_weights(kind: str) -> None:
     torch.manual_seed(0)
-    layer: nn.Module
-    layer, x = (
-        (nn.Linear(8, 6), torch.randn(3, 8))
-        if kind == "linear"
-        else (nn.Conv2d(4, 6, 3, 2, 1), torch.randn(2, 4, 9, 9))
-    )
+    layer: nn.Module = nn.Linear(8, 6) if kind == "linear" else nn.Conv2d(4, 6, 3, 2, 1)
+    x = torch.randn(3, 8) if kind == "linear" else torch.randn(2, 4, 9, 9)
     plain = copy.deepcopy(layer)
     plain.weight.data = plain.weight.data.to(FP8).float()
     store_in_fp8(layer)

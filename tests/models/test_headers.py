@@ -109,6 +109,6 @@ def test_folders_of_other_families(pipeline: str, version: str, tmp_path: Path) 
 
 
 def test_looking_needs_the_standard_library_only() -> None:
-    code = "import sys; import sd_scripts.schema.headers; print(sorted({'torch','numpy','safetensors'} & set(sys.modules)))"
+    code = "import sys, sd_scripts.schema.headers; print(sorted({'torch', 'numpy', 'safetensors'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -35,8 +35,7 @@ def _encoder(layers: int) -> torch.nn.Module:
     return encoder.eval()
 
 
-def _same(got: torch.Tensor, want: dict[str, Any]) -> None:
-    assert list(got.shape) == want["shape"]
+def _assert_same(got: torch.Tensor, want: dict[str, Any]) -> None:
     flat = got.detach().double().flatten()
     torch.testing.assert_close(flat[:8], torch.tensor(want["first8"]).double(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(flat[-8:], torch.tensor(want["last8"]).double(), rtol=1e-4, atol=1e-5)
@@ -63,7 +62,8 @@ def test_hidden_states_are_those_of_sd_scripts(case: dict[str, Any]) -> None:
             case["max_token_length"],
             case["clip_skip"],
         )
-    _same(got, case["hidden"])
+    assert list(got.shape) == case["hidden"]["shape"]
+    _assert_same(got, case["hidden"])
 
 
 def test_a_batch_is_encoded_as_its_captions_alone() -> None:

@@ -189,8 +189,8 @@ def cache_group(
         own = [task for task in tasks if owner[task.path] == process_index]
     report = progress or (lambda done, total: None)
     todo = own
+    trust = group.blueprint.skip_cache_check
     if to_disk:
-        trust = group.blueprint.skip_cache_check
         with ThreadPoolExecutor(_threads()) as pool:
             ready = list(pool.map(lambda task: _is_ready(task, trust), own))
         todo = [task for task, is_ready in zip(own, ready) if not is_ready]
@@ -209,7 +209,7 @@ def cache_group(
         if wait is not None:
             wait()
         for task in tasks:
-            _settle(task)
+            _settle(task, trust)
     return len(todo)
 
 
@@ -256,9 +256,9 @@ def _is_ready(task: _Task, trust: bool) -> bool:
     return False
 
 
-def _settle(task: _Task) -> None:
+def _settle(task: _Task, trust: bool) -> None:
     """Note the file of a picture, also where another process wrote it."""
-    if task.record.cache_path is None and not _is_ready(task, trust=False):
+    if task.record.cache_path is None and not _is_ready(task, trust):
         raise DataError(
             f"the latents of {task.record.path} should be in {task.path} by now, but are not",
             key="cache_latents_to_disk",

@@ -270,6 +270,16 @@ def test_processes_share_the_work(tmp_path: Path, pictures: Path) -> None:
     assert all(torch.equal(first[name], other[name]) for name in first)
 
 
+def test_what_one_process_trusts_the_other_trusts_too(tmp_path: Path, pictures: Path) -> None:
+    group_of(tmp_path).cache_latents(Encoder(), to_disk=True)
+    for number, picture in enumerate(sorted(pictures.glob("*.png"))):
+        os.utime(picture, (2e9 + number, 2e9 + number))
+    for index in range(2):
+        group = group_of(tmp_path, skip_cache_check=True)
+        assert group.cache_latents(Encoder(), to_disk=True, process_index=index, num_processes=2) == 0
+        assert len(latents_of(group)) == 5
+
+
 def test_a_missing_share_is_noticed(tmp_path: Path, pictures: Path) -> None:
     with pytest.raises(DataError, match="should be in"):
         group_of(tmp_path).cache_latents(Encoder(), to_disk=True, process_index=0, num_processes=2)

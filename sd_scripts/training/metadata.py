@@ -156,10 +156,12 @@ def _run_entries(sections: Sections, facts: RunFacts) -> dict[str, Any]:
 def _training_entries(sections: Sections, facts: RunFacts) -> dict[str, Any]:
     training, optimizer, model = sections.training, sections.optimizer, sections.model
     rates = optimizer.text_encoder_lr
+    # Adafactor that finds its own rate uses none of these; where it began stands in ss_lr_scheduler.
+    found = (facts.lr_scheduler or "").startswith("adafactor:")
     return {
-        "ss_learning_rate": optimizer.learning_rate,
-        "ss_text_encoder_lr": None if not rates else rates[0] if len(rates) == 1 else list(rates),
-        "ss_unet_lr": optimizer.unet_lr,
+        "ss_learning_rate": None if found else optimizer.learning_rate,
+        "ss_text_encoder_lr": None if found or not rates else rates[0] if len(rates) == 1 else list(rates),
+        "ss_unet_lr": None if found else optimizer.unet_lr,
         "ss_lr_warmup_steps": optimizer.lr_warmup_steps,
         "ss_max_grad_norm": optimizer.max_grad_norm,
         "ss_gradient_checkpointing": bool(training.gradient_checkpointing),

@@ -100,6 +100,12 @@ def test_a_run_over_folders_writes_what_the_worked_example_shows(tmp_path: Path)
     assert metadata["ss_new_sd_model_hash"] == FACTS["file"]["calculate_sha256"]
 
 
+def test_rates_that_adafactor_does_not_use_are_not_noted(tmp_path: Path) -> None:
+    metadata = build_metadata(sections(tmp_path), facts(lr_scheduler="adafactor:0.0001"), NETWORK)
+    noted = ("ss_learning_rate", "ss_unet_lr", "ss_text_encoder_lr", "ss_lr_scheduler")
+    assert [metadata[key] for key in noted] == ["None", "None", "None", "adafactor:0.0001"]
+
+
 def test_a_run_over_a_dataset_config_lists_its_datasets(tmp_path: Path) -> None:
     metadata = build_metadata(sections(tmp_path), facts(from_config=True), NETWORK)
     older = {key: value for key, value in metadata.items() if key not in FACTS["added"]}

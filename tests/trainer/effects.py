@@ -87,7 +87,7 @@ class Probe:
         log = self.root / f"look {next(self._count)}.log"
         options = {"cache_latents": None, "console_log_file": log, "debug_dataset": True, **options}
         finished = self.trained(data=data, **options)
-        lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if " caption " in line]
+        lines = [line.strip() for line in log.read_text(encoding="utf-8").splitlines() if ", crop left " in line]
         return Look(lines, sorted((finished.out / "small.run" / "dataset").glob("*.png")), finished)
 
 

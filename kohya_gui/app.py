@@ -127,6 +127,8 @@ def _build_head(services: Services, jobs: JobsTab) -> None:
     words = services.words
     with gr.Row(elem_id="k-head"):
         jobs.build_status()
+        if services.exposed:
+            widgets.html(f'<span title="{escape(services.reach)}">{words("open to others, with a login")}</span>')
         widgets.html(
             f'<button class="k-plain" data-theme="1" title="{escape(services.reach)}">{words("Light or dark")}</button>'
         )
@@ -143,7 +145,7 @@ def build(services: Services) -> App:
     )
     with gr.Blocks(title="Kohya's GUI", analytics_enabled=False, fill_width=True) as blocks:
         _build_head(services, jobs)
-        with gr.Tabs(elem_id="top", selected=services.first_tab or None):
+        with gr.Tabs(elem_id="top", overflow_behavior="wrap", selected=services.first_tab or None):
             for tab in tabs:
                 with gr.Tab(words(tab.spec.title), id=tab.spec.name, elem_id=f"top-{tab.spec.name}"):
                     tab.build()

@@ -63,7 +63,7 @@ class Form:
     def build(self, extras: Mapping[str, Callable[[], None]]) -> None:
         """Make the sub-tabs and fields inside the current Blocks context; `extras` builds the pages' hand-made
         parts."""
-        with gr.Tabs(elem_id=f"{self.tab}-pages", elem_classes=["k-pages"]):
+        with gr.Tabs(elem_id=f"{self.tab}-pages", elem_classes=["k-pages"], overflow_behavior="wrap"):
             for page in self.pages:
                 self._build_page(page, extras)
 
@@ -78,7 +78,7 @@ class Form:
             for number, group in enumerate(page.groups):
                 self._build_group(page, number, group)
             if page.pages:
-                with gr.Tabs(elem_classes=["k-subpages"]):
+                with gr.Tabs(elem_classes=["k-subpages"], overflow_behavior="wrap"):
                     for child in page.pages:
                         self._build_page(child, extras)
             if page.extra:

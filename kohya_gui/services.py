@@ -27,6 +27,7 @@ class Services:
     home: Path
     remembered: Remembered
     reach: str = ""
+    exposed: bool = False
     headless: bool = False
     start: Mapping[str, Any] = field(default_factory=dict)
     start_name: str = ""

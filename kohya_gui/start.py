@@ -103,6 +103,7 @@ def serve(options: argparse.Namespace) -> int:
         home=home,
         remembered=settings.Remembered(store.root / ".page.json"),
         reach=open_to.sentence(words),
+        exposed=not open_to.local,
         headless=options.headless,
         start=values,
         start_name=name,

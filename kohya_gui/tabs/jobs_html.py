@@ -137,7 +137,7 @@ def status(views: Sequence[JobView], words: Words) -> str:
     said = f"{ended.name}: {words(ended.state)}" if ended else ""
     facts = {"title": title, "running": str(len(running)), "ended": ended.id if ended else "", "said": said}
     data = "".join(f' data-{key}="{escape(value)}"' for key, value in facts.items())
-    return f"<button class='k-plain' data-top='jobs'{data}>{escape(text)}</button>"
+    return f'<button class="k-plain" aria-label="{words("Jobs")}" data-top="jobs"{data}>{escape(text)}</button>'
 
 
 # ---------------------------------------------------------------- the chosen job

@@ -153,7 +153,5 @@ def build(services: Services) -> App:
                 with gr.Tab(words(title), id=name, elem_id=f"top-{name}", render_children=name == "jobs"):
                     make()
         jobs.wire(blocks)
-        for tab in tabs:
-            tab.wire_load(blocks)
     facts = {tab.spec.name: tab.facts for tab in tabs}
     return App(blocks, services, _head(facts, services))

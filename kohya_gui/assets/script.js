@@ -6,7 +6,6 @@
   const tag = (name, className, text = '') => Object.assign(document.createElement(name), { className, textContent: text });
   const word = (text) => K.words[text] ?? text;
   const waiting = {};
-
   // ---- talking to Python: one channel per tab, handed over by its gr.HTML
   K.join = (tab, trigger, server) => { K.bridge[tab] = { send: (data) => trigger('click', data), server }; };
   K.later = (tab) => { // half a second after the last change, and never while a key is still down
@@ -24,7 +23,6 @@
     if (state.browse) K.browse(tab, state.browse, '');
     if (state.later) K.later(tab);
   };
-
   // ---- fields: notes under them, mark and reset beside the label, browse button
   const parts = (element) => { const cut = element.id.indexOf('-'); return [element.id.slice(0, cut), element.id.slice(cut + 1)]; };
   const dress = (element) => {
@@ -35,21 +33,17 @@
     const label = $('[data-testid=block-info], .label-text', element);
     if (label) label.title = fact.tip;
     const input = $('input, textarea', element);
-    const note = tag('div', 'k-note');
-    note.id = `${element.id}-note`;
+    const note = Object.assign(tag('div', 'k-note'), { id: `${element.id}-note` });
     input?.setAttribute('aria-describedby', note.id);
-    const reset = tag('button', 'k-reset', fact.default);
-    Object.assign(reset, { type: 'button', title: word('Set back to the default') });
+    const reset = Object.assign(tag('button', 'k-reset', fact.default), { type: 'button', title: word('Set back to the default') });
     reset.setAttribute('aria-label', `${fact.label}: ${reset.title}`);
     reset.dataset.reset = key;
     element.append(reset, note);
     if (fact.kind) {
-      const browse = tag('button', 'k-browse', word('Browse'));
-      Object.assign(browse, { type: 'button' });
+      const browse = Object.assign(tag('button', 'k-browse', word('Browse')), { type: 'button' });
       browse.setAttribute('aria-label', `${word('Browse')}: ${fact.label}`);
       browse.dataset.browse = key;
-      const list = tag('datalist', '');
-      list.id = `${element.id}-list`;
+      const list = Object.assign(tag('datalist', ''), { id: `${element.id}-list` });
       list.append(...fact.list.map((value) => new Option(value)));
       input?.setAttribute('list', list.id);
       element.append(list);
@@ -59,8 +53,7 @@
   };
   const paintField = (tab, element, key) => {
     const { changed = {}, off = {}, notes = {} } = K.state[tab] ?? {};
-    const note = $('.k-note', element);
-    const said = notes[key];
+    const note = $('.k-note', element), said = notes[key];
     element.toggleAttribute('data-changed', key in changed);
     element.toggleAttribute('data-off', key in off);
     element.dataset.say = said ? said.say : '';
@@ -104,25 +97,22 @@
     if (labels.length > 2) { labels[1].dataset.n = Object.keys(facts).length; labels[2].dataset.n = Object.keys(changed).length; }
   };
   new MutationObserver(() => { // closed tabs and accordions enter the DOM when they are opened
+    all('.k-form:not([data-view])').forEach((form) => { const tab = form.id.replace('-form', ''); K.view(tab, 'basic'); K.later(tab); });
     const fresh = all('.k-field:not([data-k]), .k-group:not([data-k])');
     if (!fresh.length) return;
     fresh.forEach((element) => element.matches('.k-field') ? dress(element) : element.setAttribute('data-k', ''));
     new Set(fresh.map((element) => parts(element)[0])).forEach(paint);
   }).observe(document.documentElement, { childList: true, subtree: true });
-
   // ---- finding a field and going there
+  const pause = () => new Promise((next) => setTimeout(next, 50));
   const found = async (selector) => {
-    for (let tries = 0; tries < 60; tries++) {
-      const element = $(selector);
-      if (element) return element;
-      await new Promise((next) => setTimeout(next, 50));
-    }
-    return null;
+    for (let tries = 0; tries < 60 && !$(selector); tries++) await pause();
+    return $(selector);
   };
   const unfold = async (group) => { // an accordion that is just being made may close again: look, and click once more
     for (let tries = 0; tries < 40 && !$('[data-testid=accordion-content]', group)?.offsetParent; tries++) {
       if (tries % 8 === 0) $('.label-wrap', group).click();
-      await new Promise((next) => setTimeout(next, 50));
+      await pause();
     }
   };
   K.top = (name) => $(`#top-${name}-button`)?.click();
@@ -150,14 +140,12 @@
     for (const [, [key, fact]] of hits) {
       const row = tag('button', 'k-result', fact.label);
       row.append(tag('small', '', `--${key}`));
-      row.dataset.go = key;
-      row.dataset.tab = tab;
+      Object.assign(row.dataset, { go: key, tab });
       list.append(row);
     }
     if (!hits.length) list.append(tag('div', 'k-result', word('No field has this name')));
     box.append(list);
   };
-
   // ---- one dialog for everything: browse, command, report
   const sheet = tag('dialog', 'k-sheet');
   K.sheet = (title, html) => {
@@ -169,9 +157,7 @@
     if (!sheet.open) sheet.showModal();
   };
   K.browse = async (tab, key, path = null) => {
-    const fact = K.facts[tab][key];
-    const current = path ?? ($(`#${tab}-${key} input`)?.value || '');
-    const answer = await K.bridge[tab].server.browse({ key, path: current, kind: fact?.kind ?? '' });
+    const answer = await K.bridge[tab].server.browse({ key, path: path ?? ($(`#${tab}-${key} input`)?.value || '') });
     K.sheet(answer.title, answer.html);
     Object.assign(sheet.dataset, { tab, key });
   };
@@ -193,9 +179,11 @@
     input.onchange = async () => { sheet.close(); K.bridge[tab].send({ do: 'open_text', name: input.files[0].name, text: await input.files[0].text() }); };
     input.click();
   };
-  const copy = async (text, button) => { await navigator.clipboard.writeText(text); button.textContent = word('Copied'); };
+  const copy = async (text, button, part) => { // without https there is no clipboard: select the text instead
+    if (navigator.clipboard) { await navigator.clipboard.writeText(text); button.textContent = word('Copied'); } else getSelection().selectAllChildren(part);
+  };
   const clicks = {
-    go: (b) => { $('.k-results')?.remove(); if (b.dataset.place !== 'none') K.go(b.dataset.tab, b.dataset.go); },
+    go: (b) => { $('.k-results')?.remove(); if (sheet.open) sheet.close(); K.go(b.dataset.tab, b.dataset.go); },
     close: () => sheet.close(),
     reset: (b) => { const [tab] = parts(b.closest('.k-field')); K.bridge[tab].send({ do: 'reset', key: b.dataset.reset }); },
     set: (b) => { const tab = b.dataset.tab ?? parts(b.closest('.k-field'))[0]; K.bridge[tab].send({ do: 'set', values: JSON.parse(b.dataset.set) }); },
@@ -203,16 +191,14 @@
     open: (b) => K.browse(sheet.dataset.tab, sheet.dataset.key, b.dataset.open),
     pick: (b) => { sheet.close(); K.bridge[sheet.dataset.tab].send({ do: 'pick', key: sheet.dataset.key, file: b.dataset.pick || $('[name=name]', sheet)?.value, folder: b.dataset.folder ?? '' }); },
     upload: () => readFile(sheet.dataset.tab),
-    copy: (b) => copy(all(b.dataset.copy).map((part) => part.textContent).join('\n').split('\n').slice(-(b.dataset.lines ?? 1e6)).join('\n').trim(), b),
+    copy: (b) => copy(all(b.dataset.copy).map((part) => part.textContent).join('\n').split('\n').slice(-(b.dataset.lines ?? 1e6)).join('\n').trim(), b, $(b.dataset.copy)),
     theme: () => { const dark = document.body.classList.toggle('dark'); localStorage.setItem('kohya-theme', dark ? 'dark' : 'light'); },
     top: (b) => K.top(b.dataset.top),
   };
   document.addEventListener('click', (event) => {
-    for (const [name, act] of Object.entries(clicks)) {
-      const button = event.target.closest?.(`[data-${name}]`);
-      if (button) { event.preventDefault(); act(button); return; }
-    }
-    if (!event.target.closest?.('.k-search')) $('.k-results')?.remove();
+    const hit = Object.keys(clicks).map((name) => [name, event.target.closest?.(`[data-${name}]`)]).find(([, button]) => button);
+    if (hit) { event.preventDefault(); clicks[hit[0]](hit[1]); } else if (!event.target.closest?.('.k-search')) $('.k-results')?.remove();
+    if (event.target.closest?.('.k-start') && window.Notification?.permission === 'default') Notification.requestPermission();
   });
   document.addEventListener('input', (event) => {
     const box = event.target.closest?.('.k-search');
@@ -221,8 +207,8 @@
     if (path?.dataset.k && /[/\\]/.test(event.target.value)) complete(path, event.target.value);
   });
   document.addEventListener('keydown', (event) => {
-    const box = event.target.closest?.('.k-search');
-    if (box && event.key === 'Enter') { event.preventDefault(); $('.k-result[data-go]', box)?.click(); }
+    const box = event.key === 'Enter' && event.target.closest?.('.k-search');
+    if (box) { event.preventDefault(); $('.k-result[data-go]', box)?.click(); }
     if (event.key === 'Escape') $('.k-results')?.remove();
     const tab = all('.k-tab').find((element) => element.offsetParent)?.id.replace('-tab', '');
     if (!(event.ctrlKey || event.metaKey) || !tab) return;
@@ -242,7 +228,6 @@
     if (button) button.dataset.badge = status.dataset.running === '0' ? '' : status.dataset.running;
     if (K.ended && status.dataset.ended && K.ended !== status.dataset.ended && window.Notification?.permission === 'granted') new Notification(status.dataset.said);
     K.ended = status.dataset.ended || 'none';
-    const log = $('#k-log');
-    if (log && $('#jobs-follow input')?.checked) log.scrollTop = log.scrollHeight;
   };
+  K.follow = () => { const log = $('#k-log'); if (log && $('#jobs-follow input')?.checked) log.scrollTop = log.scrollHeight; };
 })();

@@ -86,7 +86,7 @@ class JobsTab:
                     )
                     gr.Checkbox(True, label=self.words("Follow"), elem_id="jobs-follow", min_width=0)
                     self.tools = widgets.html("", elem_id="jobs-log-tools")
-                self.log = widgets.html("", elem_id="jobs-log")
+                self.log = widgets.html("", elem_id="jobs-log", js_on_load="watch('value', () => kohya.follow())")
             self.looking = gr.State(Looking())
             self.script = widgets.html(
                 value={},

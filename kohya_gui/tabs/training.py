@@ -125,7 +125,8 @@ class TrainingTab:
 
         def browse(request: dict[str, Any]) -> dict[str, str]:
             fact = facts.get(str(request.get("key")), {})
-            asked = {"path": request.get("path"), "kind": fact.get("kind"), "name": fact.get("name", "")}
+            path = request.get("path") or services.remembered.last_folder(str(request.get("key")))
+            asked = {"path": path, "kind": fact.get("kind"), "name": fact.get("name", "")}
             return pickers.dialog(services.roots, services.words, asked)
 
         def complete(request: dict[str, Any]) -> list[str]:
@@ -154,12 +155,6 @@ class TrainingTab:
             button.click(partial(self._show, kind), [bar.file, *form.inputs], [self.channel], **quiet)
         bar.wire(self.channel, quiet)
         self.dataset.wire(form, self.refresh, self.channel, quiet)
-
-    def wire_load(self, page: gr.Blocks) -> None:
-        """Work out the plan as soon as the page is open."""
-        name = self.spec.name
-        script = f"() => {{ kohya.view('{name}', '{VIEWS[0]}'); kohya.later('{name}'); }}"
-        page.load(None, None, None, js=script, api_visibility="private")
 
     # ------------------------------------------------------------------ what happens
 
@@ -204,7 +199,9 @@ class TrainingTab:
             wanted = {k: v for k, v in dict(asked.get("values") or {}).items() if k in self.form.fields}
             return self.bar.unchanged(channel(later=True, close=True), wanted)
         if action == "pick" and key in self.form.fields:
-            return self.bar.unchanged(channel(later=True), {key: asked.get("file")})
+            path = str(asked.get("file") or "")
+            self.services.remembered.use_folder(key, path)
+            return self.bar.unchanged(channel(later=True), {key: path})
         if action == "open_job":
             return self._open_job(str(asked.get("job", "")), asked.get("go"))
         if action in ("pick", "open_text"):

@@ -296,10 +296,14 @@ def _encode(
     # a VAE samples; with draws of their own, latents don't depend on which pictures were cached before
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(seed + zlib.crc32(os.path.basename(batch[0].record.path).encode()))
-        latents = encode(pixels.to(device)).float().cpu()
-        flipped = None
-        if any(task.wanted.flipped for task in batch):
-            flipped = encode(pixels.flip(-1).to(device)).float().cpu()
+        try:
+            latents = encode(pixels.to(device)).float().cpu()
+            flipped = None
+            if any(task.wanted.flipped for task in batch):
+                flipped = encode(pixels.flip(-1).to(device)).float().cpu()
+        except UserError as error:
+            names = ", ".join(task.record.path for task in batch)
+            raise UserError(f"{error.message.rstrip('.')}: {names}.", error.key, error.hint) from error
     results = []
     for number, (task, picture) in enumerate(zip(batch, pictures)):
         own = latents[number].clone()

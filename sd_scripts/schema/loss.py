@@ -145,7 +145,7 @@ class LossOptions:
         0.1,
         "Error at which the loss turns from square to linear. Smaller bears more outliers.",
         label="Huber threshold",
-        minimum=0,
+        minimum=0.0001,
         step=0.01,
         when=In("loss_type", "huber", "smooth_l1"),
     )

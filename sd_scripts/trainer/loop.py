@@ -153,9 +153,9 @@ class Trainer:
 
     def _loss(self, batch: Batch) -> Tensor:
         run = self.run
-        sample = run.maths.draw(batch)
+        latents = run.maths.latents(batch)
         with run.accelerator.autocast():
-            prediction = run.predictor(sample.noisy.to(run.maths.weight_dtype), sample.timesteps, batch)
+            prediction, sample = run.predictor(latents, batch, run.maths.draw)
         return run.maths.losses(prediction, sample, batch).mean()
 
     def _optimizer_step(self) -> None:
@@ -232,7 +232,7 @@ class Trainer:
         run, at = self.run, self.position
         if run.accelerator.trackers:
             log_epoch(run.accelerator, self.recorder.average, finished, at.step)
-        if run.saver.epoch_due(finished, run.plan.epochs) and not self._finished:
+        if run.saver.epoch_due(finished, run.plan.epochs) and at.step < run.plan.total_steps:
             self._save_epoch(finished)
         if run.samples.due(at.step, finished):
             self._sample(finished)

@@ -139,6 +139,10 @@ class Saver:
         message = f"{path} could not be saved: {reason}."
         if final:
             raise UserError(
-                message, "output_dir", "Make room or choose another folder, then resume from the last state."
+                message,
+                "output_dir",
+                "The disk or folder needs a look; then resume from the last state."
+                if isinstance(error, OSError)
+                else "Lower the learning rate or use bf16 instead of fp16, and resume from an earlier state.",
             )
         self.reporter.warn("save", message, "Make room or mend the folder; the next save is tried again.", "output_dir")

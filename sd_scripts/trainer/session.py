@@ -46,6 +46,8 @@ class Session:
         self.processes = int(os.environ.get("WORLD_SIZE", "1"))
         self.reporter = _reporter(config, is_main)
         self.trainer: Trainer | None = None
+        if not config.run.job_dir:
+            self.reporter.requests()  # left over from an earlier run of this name: not meant for this one
 
     def run(self) -> int:
         """Run and say how it ended; returns the exit code. Bugs leave their traceback on the console."""

@@ -14,9 +14,11 @@ from sd_scripts.data.config import build_blueprint
 from sd_scripts.data.dataset import DatasetGroup, build
 from sd_scripts.families.base import Family, Model
 from sd_scripts.methods.base import Method
+from sd_scripts.models.folder import is_hub_id
 from sd_scripts.sampling.prompts import parse_prompts
+from sd_scripts.sampling.weights import parse_weights
 from sd_scripts.schema.commands import TrainNetworkConfig
-from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.errors import DataError, UserError
 from sd_scripts.trainer.reporting import Reporter
 from sd_scripts.training.plan import RunPlan, make_plan
 from sd_scripts.training.precision import Precision
@@ -37,7 +39,7 @@ def check_paths(config: TrainNetworkConfig) -> None:
     """
     for key, path in (
         ("network_weights", config.network.network_weights),
-        ("vae", config.model.vae if _looks_like_path(config.model.vae) else None),
+        ("vae", None if is_hub_id(config.model.vae or "") else config.model.vae),
         ("sample_prompts", config.sampling.sample_prompts),
         *(("base_weights", path) for path in config.network.base_weights or []),
     ):
@@ -54,11 +56,6 @@ def check_paths(config: TrainNetworkConfig) -> None:
         raise UserError(f"output_dir '{folder}' cannot be written to.", "output_dir", "Choose another folder.")
 
 
-def _looks_like_path(name: str | None) -> bool:
-    """A file or folder rather than the hub's user/name."""
-    return bool(name) and (Path(name or "").suffix != "" or os.path.isabs(name or ""))
-
-
 def scan(config: TrainNetworkConfig, seed: int) -> Data:
     """Find the pictures. Raises UserError where they cannot be trained on."""
     blueprint = build_blueprint(
@@ -69,7 +66,24 @@ def scan(config: TrainNetworkConfig, seed: int) -> Data:
         control_images=not config.loss.masked_loss,
         allow_plugins=config.run.allow_plugins,
     )
-    return Data(*build(blueprint, seed))
+    data = Data(*build(blueprint, seed))
+    if config.model.weighted_captions:
+        check_weights(data.train)
+    return data
+
+
+def check_weights(group: DatasetGroup) -> None:
+    """Read the weights in every caption now, not when its batch comes. Raises DataError naming the picture."""
+    for dataset in group.datasets:
+        for record in dataset.records:
+            try:
+                parse_weights(record.caption)
+            except UserError as error:
+                raise DataError(
+                    f"The caption of {record.path} has a weight that cannot be read: {error.message}",
+                    "weighted_captions",
+                    "Write (word:1.3), or a backslash before a bracket that is meant as one.",
+                ) from error
 
 
 def plan_of(config: TrainNetworkConfig, data: Data, processes: int) -> RunPlan:
@@ -92,6 +106,12 @@ def load_model(
     model = family.load(config.model, precision.weights, device if config.training.lowram else "cpu")
     for note in model.extras.get("notes", ()):
         reporter.warn("model", str(note), key="pretrained_model_name_or_path")
+    if model.prediction_type == "v_prediction" and config.loss.v_pred_like_loss:
+        raise UserError(
+            "v_pred_like_loss is for models that predict noise, but this one does v-prediction.",
+            "v_pred_like_loss",
+            "Leave it out.",
+        )
     family.apply_memory_options(model, config.training)
     torch.nn.Module.to(model.vae, dtype=precision.vae(config.model.no_half_vae))  # diffusers' own warns for nothing
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from sd_scripts.schema.model import ModelOptions
 from sd_scripts.training import loss as losses
 from sd_scripts.training import noise
 from sd_scripts.training.noise import NoiseSample, Schedule
+
+Draw = Callable[[Tensor], NoiseSample]
 
 
 @dataclass(frozen=True)
@@ -42,21 +45,26 @@ class Predictor(nn.Module):
         self.trained = trained
         self._ingredients = (ingredients,)  # a tuple hides the base model from Module.__setattr__
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, batch: Batch) -> Tensor:
-        """[B,4,h,w] noisy scaled latents and [B] timesteps -> the model's prediction [B,4,h,w]."""
+    def forward(self, latents: Tensor, batch: Batch, draw: Draw) -> tuple[Tensor, NoiseSample]:
+        """Scaled latents [B,4,h,w] -> the model's prediction [B,4,h,w], and the noise it was made for.
+
+        Captions are encoded before noise is drawn, as in sd-scripts: dropout in a trained text encoder draws first.
+        """
         parts = self._ingredients[0]
         if parts.offload and torch.is_grad_enabled():
             # What gradient checkpointing keeps for the backward pass waits in main memory.
-            with torch.autograd.graph.save_on_cpu(pin_memory=noisy.device.type == "cuda"):
-                return self._predict(parts, noisy, timesteps, batch)
-        return self._predict(parts, noisy, timesteps, batch)
+            with torch.autograd.graph.save_on_cpu(pin_memory=latents.device.type == "cuda"):
+                return self._predict(parts, latents, batch, draw)
+        return self._predict(parts, latents, batch, draw)
 
     @staticmethod
-    def _predict(parts: Ingredients, noisy: Tensor, timesteps: Tensor, batch: Batch) -> Tensor:
+    def _predict(parts: Ingredients, latents: Tensor, batch: Batch, draw: Draw) -> tuple[Tensor, NoiseSample]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and parts.method.trains_text_encoder):
             conditioning = parts.family.encode_captions(parts.model, batch.captions, options=parts.options)
         conditioning = parts.method.before_predict(conditioning, batch)
-        return parts.family.predict(parts.model, noisy, timesteps, conditioning)
+        sample = draw(latents)
+        noisy = sample.noisy.to(latents.dtype)
+        return parts.family.predict(parts.model, noisy, sample.timesteps, conditioning), sample
 
 
 @dataclass(frozen=True)
@@ -80,8 +88,11 @@ class StepMaths:
         else:
             if batch.images is None:
                 raise ValueError("a batch holds neither pictures nor latents")
-            with torch.no_grad():
-                latents = parts.family.encode_images(parts.model, batch.images.to(self.device))
+            try:
+                with torch.no_grad():
+                    latents = parts.family.encode_images(parts.model, batch.images.to(self.device))
+            except UserError as error:
+                raise _with_pictures(error, batch.paths) from error
             latents = latents.to(self.device, self.weight_dtype)
         if not bool(torch.isfinite(latents).all()):
             raise UserError(
@@ -92,11 +103,11 @@ class StepMaths:
         return latents * parts.family.latent_scale
 
     def draw(
-        self, batch: Batch, generator: torch.Generator | None = None, timesteps: Tensor | None = None
+        self, latents: Tensor, generator: torch.Generator | None = None, timesteps: Tensor | None = None
     ) -> NoiseSample:
-        """Latents, noise and timesteps of one batch."""
+        """Noise and timesteps for scaled latents, from the global streams or from a generator of their own."""
         prediction = self.ingredients.model.prediction_type
-        return noise.prepare(self.latents(batch), self.schedule, self.loss, prediction, generator, timesteps)
+        return noise.prepare(latents, self.schedule, self.loss, prediction, generator, timesteps)
 
     def losses(self, prediction: Tensor, sample: NoiseSample, batch: Batch) -> Tensor:
         """[B] float32."""
@@ -110,3 +121,7 @@ class StepMaths:
             batch.loss_weights.to(self.device),
             None if masks is None else masks.to(self.device),
         )
+
+
+def _with_pictures(error: UserError, paths: list[str]) -> UserError:
+    return UserError(f"{error.message.rstrip('.')}: {', '.join(paths)}.", error.key, error.hint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -68,8 +69,9 @@ class Validation:
         torch.manual_seed(self.seed + number)
         generator = torch.Generator("cpu").manual_seed(self.seed + number)
         timesteps = torch.full((len(batch.captions),), timestep, dtype=torch.int64, device=self.maths.device)
-        sample = self.maths.draw(batch, generator, timesteps)
+        latents = self.maths.latents(batch)
+        draw = partial(self.maths.draw, generator=generator, timesteps=timesteps)
         predictor = accelerator.unwrap_model(self.predictor)
         with accelerator.autocast():
-            prediction = predictor(sample.noisy.to(self.maths.weight_dtype), timesteps, batch)
+            prediction, sample = predictor(latents, batch, draw)
         return float(self.maths.losses(prediction, sample, batch).mean())

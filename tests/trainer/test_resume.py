@@ -121,7 +121,7 @@ def test_a_stopped_run_resumes_where_it_stopped(tiny_sd1: Path, photos: Path, tm
     control = out / "small.run" / "control"
     control.mkdir(parents=True)
     (control / "stop").touch()
-    stopped = train_here(tiny_sd1, photos, out, max_train_steps=3)
+    stopped = train_here(tiny_sd1, photos, out, max_train_steps=3, job_dir=out / "small.run")
     assert stopped.code == 0
     assert stopped.of("end")[-1]["status"] == "stopped"
     assert stopped.of("step")[-1]["step"] == 1
@@ -129,6 +129,14 @@ def test_a_stopped_run_resumes_where_it_stopped(tiny_sd1: Path, photos: Path, tm
     whole = train_here(tiny_sd1, photos, tmp_path / "whole", max_train_steps=3)
     resumed = train_here(tiny_sd1, photos, out, max_train_steps=3, resume="latest")
     assert by_step(resumed) == by_step(whole)
+
+
+def test_a_request_left_over_from_an_earlier_run_is_not_taken(tiny_sd1: Path, photos: Path, tmp_path: Path) -> None:
+    control = tmp_path / "out" / "small.run" / "control"
+    control.mkdir(parents=True)
+    (control / "stop").touch()
+    finished = train_here(tiny_sd1, photos, tmp_path / "out", max_train_steps=2)
+    assert finished.of("end")[-1]["status"] == "done"
 
 
 def test_samples_and_saves_leave_the_training_untouched(tiny_sd1: Path, photos: Path, tmp_path: Path) -> None:

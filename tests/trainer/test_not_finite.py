@@ -11,6 +11,9 @@ import torch
 from effects import Probe
 from safetensors.torch import load_file
 
+from sd_scripts.models.tiny import build_tiny
+from sd_scripts.training import loss
+
 
 def all_finite(path: Path) -> bool:
     return all(bool(torch.isfinite(value.float()).all()) for value in load_file(str(path)).values())
@@ -31,8 +34,6 @@ def test_a_rate_that_is_far_too_high(probe: Probe) -> None:
 
 def poison(monkeypatch: pytest.MonkeyPatch, step: int, what: str) -> None:
     """The loss of one step becomes NaN, or only its gradient does."""
-    from sd_scripts.training import loss
-
     count = [0]
     whole = loss.per_sample
 
@@ -77,8 +78,6 @@ def test_a_poisoned_cache_is_encoded_again(probe: Probe, thumbs: Path, tmp_path:
 
 
 def test_a_vae_that_gives_nan_is_one_sentence(probe: Probe, tmp_path: Path) -> None:
-    from sd_scripts.models.tiny import build_tiny
-
     vae = build_tiny("sd1").vae
     with torch.no_grad():
         vae.quant_conv.bias.fill_(float("nan"))
@@ -87,3 +86,4 @@ def test_a_vae_that_gives_nan_is_one_sentence(probe: Probe, tmp_path: Path) -> N
         run = probe(vae=tmp_path / "vae", cache_latents=cached)
         assert run.code == 2
         assert run.error["key"] == "no_half_vae"
+        assert ".png" in run.error["message"]

@@ -131,6 +131,7 @@ class ConfigBar:
                 return self._opened(opened, "", Path(str(asked.get("name", ""))).name)
             path = str(asked.get("file") or "")
             if asked.get("key") == OPEN:
+                self.services.remembered.use_folder(OPEN, str(Path(path).parent))
                 return self.open_path(path)
             target = Path(str(asked.get("folder") or "")) / path
             saved = self._write(target if target.suffix else target.with_suffix(".json"), file, values)

@@ -16,26 +16,24 @@ from PIL import Image
 from runs import SCRIPT, arguments, events_of, launch_environment
 
 
-def sentence(run: Any, capfd: pytest.CaptureFixture[str], *words: str) -> str:
+def assert_sentence(run: Any, capfd: pytest.CaptureFixture[str]) -> str:
     """The one sentence that the run ended with; it is on the console too, without a traceback."""
     console = capfd.readouterr().err
     assert run.code == 2, console
     assert "Traceback" not in console
     text = run.error["message"] + " " + run.error["hint"] if run.of("error") else console.strip().splitlines()[-1]
-    for word in words:
-        assert word in text, text
-    assert run.error["message"] in console if run.of("error") else True
     if run.of("error"):
+        assert run.error["message"] in console
         assert run.of("end")[-1]["status"] == "failed"
     return text
 
 
 def test_missing_picture_folder(probe: Probe, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    sentence(probe(data=tmp_path / "not there"), capfd, "not there")
+    assert "not there" in assert_sentence(probe(data=tmp_path / "not there"), capfd)
 
 
 def test_empty_picture_folder(probe: Probe, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    sentence(probe(data=tmp_path), capfd, "10_sks dog")
+    assert "10_sks dog" in assert_sentence(probe(data=tmp_path), capfd)
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -45,34 +43,38 @@ def test_unreadable_picture(probe: Probe, tmp_path: Path, capfd: pytest.CaptureF
     whole = folder / "whole.png"
     Image.effect_noise((64, 64), 90).convert("RGB").save(whole)
     (folder / "torn picture.png").write_bytes(whole.read_bytes()[:200])
-    sentence(probe(data=tmp_path, cache_latents=cached, max_train_epochs=1), capfd, "torn picture.png")
+    run = probe(data=tmp_path, cache_latents=cached, max_train_epochs=1)
+    assert "torn picture.png" in assert_sentence(run, capfd)
 
 
 def test_unknown_flag_names_the_nearest(probe: Probe, capfd: pytest.CaptureFixture[str]) -> None:
-    sentence(probe(learning_rtae=1), capfd, "learning_rate")
+    assert "learning_rate" in assert_sentence(probe(learning_rtae=1), capfd)
 
 
 @pytest.mark.parametrize("text", ["max_train_steps = [", "max_train_stepz = 3", 'max_train_steps = "many"'])
 def test_broken_configuration(probe: Probe, tmp_path: Path, capfd: pytest.CaptureFixture[str], text: str) -> None:
     file = tmp_path / "run.toml"
     file.write_text(text)
-    sentence(probe(config_file=file), capfd, "max_train_step" if "[" not in text else "run.toml")
+    expected = "run.toml" if "[" in text else "max_train_step"
+    assert expected in assert_sentence(probe(config_file=file), capfd)
 
 
 def test_broken_dataset_description(probe: Probe, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "data.toml"
     file.write_text("[[datasets]]\nresolutoin = 64\n[[datasets.subsets]]\nimage_dir = 'x'\n")
-    sentence(probe(dataset_config=file), capfd, "resolutoin")
+    assert "resolutoin" in assert_sentence(probe(dataset_config=file), capfd)
 
 
 def test_wrong_v2(probe: Probe, capfd: pytest.CaptureFixture[str]) -> None:
-    sentence(probe("sd1", v2=True), capfd, "1.x", "v2")
+    said = assert_sentence(probe("sd1", v2=True), capfd)
+    assert "1.x" in said and "v2" in said
 
 
 def test_a_lora_as_base_model(probe: Probe, capfd: pytest.CaptureFixture[str]) -> None:
     lora = result(probe.base())
     capfd.readouterr()
-    sentence(probe(lora), capfd, "small.safetensors", "LoRA")
+    said = assert_sentence(probe(lora), capfd)
+    assert "small.safetensors" in said and "LoRA" in said
 
 
 @pytest.mark.parametrize(
@@ -99,18 +101,19 @@ def test_a_lora_as_base_model(probe: Probe, capfd: pytest.CaptureFixture[str]) -
 def test_one_sentence(
     probe: Probe, capfd: pytest.CaptureFixture[str], options: dict[str, Any], words: tuple[str, ...]
 ) -> None:
-    sentence(probe(**options), capfd, *words)
+    said = assert_sentence(probe(**options), capfd)
+    assert [word for word in words if word not in said] == []
 
 
 def test_missing_package(probe: Probe, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prodigyopt", None)  # as if it were not installed
-    sentence(probe(optimizer_type="Prodigy", learning_rate=1), capfd, "pip install prodigyopt")
+    assert "pip install prodigyopt" in assert_sentence(probe(optimizer_type="Prodigy", learning_rate=1), capfd)
 
 
 def test_prompts_that_cannot_be_read(probe: Probe, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "prompts.json"
     file.write_text("{broken")
-    sentence(probe(sample_prompts=file), capfd, "prompts.json")
+    assert "prompts.json" in assert_sentence(probe(sample_prompts=file), capfd)
 
 
 @pytest.mark.parametrize("key", ["output_dir", "job_dir"])

@@ -292,11 +292,11 @@ def test_how_much_is_said(probe: Probe, tmp_path: Path, capfd: pytest.CaptureFix
 # --- validation and the run itself -----------------------------------------------------------------------------------
 @shows("validation_split", "validation_seed", "validate_every_n_steps", "max_validation_steps")
 def test_pictures_are_set_aside_and_measured(probe: Probe) -> None:
-    options = {"validation_split": 0.5, "max_train_steps": 4, "validate_every_n_steps": 2}
+    options = {"validation_split": 0.5, "max_train_steps": 2, "validate_every_n_steps": 1}
     run = probe.trained(**options)
     assert run.of("start")[0]["images"] == 2
-    assert [event["step"] for event in run.of("validate")] == [2, 4]
-    assert probe.base(max_train_steps=4).of("validate") == []
+    assert [event["step"] for event in run.of("validate")] == [1, 2]
+    assert probe.base(max_train_steps=2).of("validate") == []
     losses = [event["loss"] for event in run.of("validate")]
     assert all(loss > 0 for loss in losses) and losses[0] != losses[1]
     other = probe.trained(**options, validation_seed=3)
@@ -308,11 +308,10 @@ def test_pictures_are_set_aside_and_measured(probe: Probe) -> None:
 
 @shows("validate_every_n_epochs")
 def test_measuring_by_epochs(probe: Probe) -> None:
-    options = {"validation_split": 0.5, "train_batch_size": 4, "max_train_epochs": 4}
-    assert [event["step"] for event in probe.trained(**options).of("validate")] == [1, 2, 3, 4]
-    every = probe.trained(**options, validate_every_n_epochs=2)
-    assert [event["step"] for event in every.of("validate")] == [2, 4]
-    both = probe.trained(**options, validate_every_n_epochs=4, validate_every_n_steps=3)
+    options = {"validation_split": 0.25, "train_batch_size": 6, "max_validation_steps": 1}
+    always = probe.trained(**options, max_train_epochs=2)
+    assert [event["step"] for event in always.of("validate")] == [1, 2]
+    both = probe.trained(**options, max_train_epochs=4, validate_every_n_epochs=4, validate_every_n_steps=3)
     assert [event["step"] for event in both.of("validate")] == [3, 4]
 
 

@@ -114,3 +114,30 @@ def test_a_dead_process_ends_the_run_with_a_sentence(tiny_sd1: Path, thumbs: Pat
         "The run was ended from outside.",
     )
     assert finished.of("end")[-1]["status"] == "failed"
+
+
+CLASS = """
+import torch
+
+class Pictures:
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        latents = torch.full((1, 4, 8, 8), (0.1, 1e25)[index])
+        return {"captions": ["thing"], "latents": latents, "image_keys": [("fine", "too large")[index]]}
+"""
+
+
+def test_what_breaks_in_one_process_stops_both(
+    tiny_sd1: Path, thumbs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is infinite in one process only; the other must not wait for its gradients."""
+    (tmp_path / "uneven_pictures.py").write_text(CLASS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    options = {**SMALL, "train_data_dir": None, "dataset_class": "uneven_pictures.Pictures", "allow_plugins": True}
+    run = launch(tiny_sd1, thumbs, tmp_path / "out", processes=2, **options)
+    assert run.code != 0
+    assert run.error["code"] == "nan"
+    assert "fine" in run.error["message"] and "too large" in run.error["message"]
+    assert run.of("end")[-1]["status"] == "failed"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from effects import SMALL
-from runs import events_of, train_here
+from runs import train_here
 
-from sd_scripts.events import Control
+from sd_scripts.events import Control, read_events
 from sd_scripts.families.sd import StableDiffusion
 
 
@@ -25,8 +25,16 @@ def test_any_failure_is_a_warning(
 
 
 def test_asking_for_a_picture_without_prompts_is_answered(tiny_sd1: Path, thumbs: Path, tmp_path: Path) -> None:
-    Control(tmp_path / "out" / "small.run" / "control").request("sample")
-    finished = train_here(tiny_sd1, thumbs, tmp_path / "out", **SMALL)
+    job = tmp_path / "job"
+    Control(job / "control").request("sample")
+    finished = train_here(tiny_sd1, thumbs, tmp_path / "out", **SMALL, job_dir=job)
     assert finished.code == 0
-    assert "no prompt" in next(event["message"] for event in finished.of("warn") if event["code"] == "sample")
-    assert events_of(tmp_path / "out")[-1]["status"] == "done"
+    events = read_events(job / "events.jsonl")[0]
+    assert "no prompt" in next(event["message"] for event in events if event.get("code") == "sample")
+    assert events[-1]["status"] == "done"
+
+
+def test_requests_left_over_from_an_earlier_run_are_forgotten(tiny_sd1: Path, thumbs: Path, tmp_path: Path) -> None:
+    Control(tmp_path / "out" / "small.run" / "control").request("stop")
+    finished = train_here(tiny_sd1, thumbs, tmp_path / "out", **{**SMALL, "max_train_steps": 2})
+    assert len(finished.losses) == 2

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from effects import SMALL
+from effects import FEW_BLOCKS, SMALL
 from runs import Finished, arguments, events_of, launch, launch_command, launch_environment
 from safetensors.torch import load_file
 
@@ -38,6 +38,7 @@ def test_two_processes_train_save_sample_and_resume(tiny_sd1: Path, three: Path,
         **SMALL,
         "network_train_unet_only": None,
         "network_dropout": 0.1,
+        "network_args": [FEW_BLOCKS, "module_dropout=0.3"],
         "flip_aug": True,
         "cache_latents": None,
         "max_train_steps": 5,

@@ -32,8 +32,7 @@ state = rng.capture()
 def gradients():
     rng.restore(state)
     run.optimizer.zero_grad(set_to_none=True)
-    sample = run.maths.draw(batch)
-    prediction = run.predictor(sample.noisy, sample.timesteps, batch)
+    prediction, sample = run.predictor(run.maths.latents(batch), batch, run.maths.draw)
     run.accelerator.backward(run.maths.losses(prediction, sample, batch).mean())
     return torch.cat([p.grad.flatten() for p in run.method.trainable_parameters()]), sample.noise
 

@@ -23,9 +23,9 @@ if ! command -v chromium >/dev/null 2>&1 && [ "$(id -u)" = 0 ] && command -v apt
     apt-get update -q && apt-get install -y -q --no-install-recommends chromium
 fi
 
+workers="$(nproc 2>/dev/null || echo 2)"  # before the next line: nproc heeds OMP_NUM_THREADS
 # One thread a worker: two workers on two cores; more threads only fight.
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONUTF8=1 HF_HUB_OFFLINE=1
-workers="$(nproc 2>/dev/null || echo 2)"
 if [ "$quick" = 1 ]; then
     exec "$python" -m pytest -n "$workers" --dist worksteal -m "not slow" "$@"
 fi

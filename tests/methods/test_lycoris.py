@@ -31,6 +31,7 @@ ALGORITHMS = {
     "glora": "full",
     "diag-oft": "full",
     "boft": "full",
+    "tlora": "attn-only",
     "full": "attn-mlp",
 }
 # The four that people use most run always, the others with the slow tests.

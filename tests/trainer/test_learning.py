@@ -41,15 +41,16 @@ def fixed_draws(monkeypatch: pytest.MonkeyPatch, timestep: int = 500) -> Iterato
 def fall(finished: Finished) -> float:
     """Loss of the last pass over the four pictures as a share of that of the first."""
     losses = finished.losses
-    assert len(losses) == STEPS
+    assert len(losses) >= STEPS
     return sum(losses[-4:]) / sum(losses[:4])
 
 
-# What trains -> the share of the loss that may be left after ten passes. Measured: 0.34, 0.87 and 0.36. The noise is
-# fixed, so without a gradient the share is exactly 1; a random model's text encoder has less to say.
+# What trains -> the share of the loss that may be left. Measured after ten passes over the pictures, for the text
+# encoder fifteen: 0.34, 0.86 and 0.35. The noise is fixed, so without a gradient the share is exactly 1; the text
+# encoder of a random model has less to say.
 PARTS: dict[str, tuple[dict[str, Any], float]] = {
     "U-Net": ({"network_train_unet_only": True}, 0.5),
-    "text encoder": ({"network_train_text_encoder_only": True, "learning_rate": 1e-3}, 0.93),
+    "text encoder": ({"network_train_text_encoder_only": True, "learning_rate": 1e-3, "max_train_steps": 60}, 0.93),
     "both": ({}, 0.5),
 }
 LEARN = {

@@ -36,8 +36,7 @@ TRAINING_TABS = (
 
 # what the script itself says; everything else comes translated from Python
 _SCRIPT_WORDS = (
-    "Browse", "Set back to the default", "changed", "field", "fields", "{n} more appear with other choices",
-    "No field has this name", "Close", "Copied",
+    "Browse", "Undo this change", "No field has this name", "Close", "Copied", "{n} added",
 )  # fmt: skip
 
 
@@ -148,10 +147,14 @@ def build(services: Services) -> App:
         with gr.Tabs(elem_id="top", overflow_behavior="wrap", selected=services.first_tab or None):
             for tab in tabs:
                 with gr.Tab(words(tab.spec.title), id=tab.spec.name, elem_id=f"top-{tab.spec.name}"):
+                    if tab is tabs[0]:
+                        jobs.build_away()
                     tab.build()
             for name, title, make in hand_made:
                 with gr.Tab(words(title), id=name, elem_id=f"top-{name}", render_children=name == "jobs"):
                     make()
         jobs.wire(blocks)
+        for tab in tabs:
+            tab.wire_load(blocks)
     facts = {tab.spec.name: tab.facts for tab in tabs}
     return App(blocks, services, _head(facts, services))

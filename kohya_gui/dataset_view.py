@@ -30,12 +30,16 @@ _FRESH = 400  # with more new files than this, threads are worth their start
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong ("error": Start is stopped) or doubtful ("warning"), with the option it is about."""
+    """Something wrong ("error": Start is stopped) or doubtful ("warning"), with the option it is about.
+
+    `fix` holds the values that would mend it, where a click can.
+    """
 
     severity: str
     key: str | None
     message: str
     hint: str = ""
+    fix: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

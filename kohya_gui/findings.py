@@ -262,7 +262,8 @@ def _without_caption(folder: FolderView, key: str) -> Iterator[Problem]:
     if folder.captions == 0 and folder.text_files:
         other, count = max(folder.text_files.items(), key=lambda item: item[1])
         text = f"{folder.name}: no {ending} files, but {count} {other} files."
-        yield Problem("warning", "caption_extension", text, f"Set the ending of caption files to {other}.")
+        hint = f"Set the ending of caption files to {other}."
+        yield Problem("warning", "caption_extension", text, hint, {"caption_extension": other})
         return
     instead = (
         f"the folder's words {folder.class_tokens!r} are used"

@@ -1,6 +1,7 @@
 """A form made from options: components in their places, content -> values, values -> content, and what the page's
 script needs to know to mark, search and hide fields."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +45,7 @@ class Form:
         self.pages = tuple(pages)
         self.places: dict[str, Place] = dict(placed_keys(pages))
         self.fields = {key: fields[key] for key in self.places}
+        self.basic = {key for key, option in self.fields.items() if option.basic} | _of_basic_groups(pages)
         self.words = words
         self.start = dict(start or {})
         self.components: dict[str, gr.components.Component] = {}
@@ -68,7 +70,7 @@ class Form:
                 self._build_page(page, extras)
 
     def _build_page(self, page: Page, extras: Mapping[str, Callable[[], None]]) -> None:
-        has_basic = any(self.fields[key].basic for key, _ in placed_keys([page])) or bool(page.extra)
+        has_basic = any(key in self.basic for key, _ in placed_keys([page])) or bool(page.extra)
         with gr.Tab(
             self.words(page.title),
             id=f"{self.tab}-{page.name}",
@@ -88,7 +90,7 @@ class Form:
         if group.plain:
             self._build_fields(group)
             return
-        basic = any(self.fields[key].basic for key in group.keys)
+        basic = any(key in self.basic for key in group.keys)
         with gr.Accordion(
             self.words(group.title),
             open=False,
@@ -103,7 +105,9 @@ class Form:
                 wide = key in group.wide
                 option = self.fields[key]
                 value = self.start.get(key, option.default)
-                self.components[key] = widgets.make(option, value, self.words, tab=self.tab, wide=wide)
+                self.components[key] = widgets.make(
+                    option, value, self.words, tab=self.tab, wide=wide, basic=key in self.basic
+                )
 
     # ------------------------------------------------------------------ values
 
@@ -137,12 +141,31 @@ class Form:
         return [self._update(key, values[key]) if key in values else gr.skip() for key in self.keys]
 
     def _update(self, key: str, value: Any) -> Any:
+        return self._content(key, widgets.show(self.fields[key], value))
+
+    def _content(self, key: str, content: Any) -> Any:
+        """The update that puts this into a component, if need be with one more choice."""
         field_ = self.fields[key]
-        content = widgets.show(field_, value)
         known = {str(choice) for choice in field_.choices} | {""}
         if isinstance(self.components[key], gr.Dropdown) and content not in known:
             return gr.Dropdown(value=content, choices=[*widgets.choice_pairs(field_), (content, content)])
         return content
+
+    def kept(self, contents: Sequence[Any]) -> dict[str, Any]:
+        """What stands in the components and is not the default, as typed: right, wrong or half done. No secrets."""
+        return {
+            key: content
+            for key, content in zip(self.keys, contents, strict=True)
+            if self.fields[key].kind != "secret" and content != self.kept_default(key)
+        }
+
+    def kept_default(self, key: str) -> Any:
+        """What stands in an untouched component that shows its default."""
+        return widgets.show(self.fields[key], self.fields[key].default)
+
+    def restore(self, kept: Mapping[str, Any]) -> list[Any]:
+        """One update per component, in the order of `keys`, that shows what `kept` gave."""
+        return [self._content(key, kept.get(key, self.kept_default(key))) for key in self.keys]
 
     def effective(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values with every missing key at its default."""
@@ -153,24 +176,30 @@ class Form:
         off = self.hidden(values)
         return {key: value for key, value in values.items() if key not in off}
 
-    def changed(self, values: Mapping[str, Any]) -> dict[str, str]:
-        """Keys whose value is not the trainer's default, with that default as text."""
+    def changed(self, values: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> dict[str, str]:
+        """Keys whose value is not that of the opened file or preset, with the text of the way back.
+
+        Args:
+            values: what the form says.
+            base: the values it was opened with; a missing key (or no base at all) means the trainer's default.
+        """
         marked = {}
         for key, option in self.fields.items():
+            before = (base or {}).get(key, option.default)
             value = values.get(key, option.default)
-            if value != option.default and not (value in (None, "") and option.default in (None, "")):
-                marked[key] = self._default_text(option)
+            if value != before and not (value in (None, "") and before in (None, "")):
+                marked[key] = self._back_text(option, before)
         return marked
 
-    def _default_text(self, option: OptionField) -> str:
+    def _back_text(self, option: OptionField, before: Any) -> str:
+        """What the link says that gives a field its earlier value back."""
+        name = "default" if before == option.default else "back to"
         if option.type == "bool":
-            return self.words("default on") if option.default else self.words("default off")
-        text = str(widgets.show(option, option.default))
-        return (
-            self.words("default {value}", value=text if len(text) <= 24 else text[:23] + "…")
-            if text
-            else self.words("clear")
-        )
+            return self.words(f"{name} on") if before else self.words(f"{name} off")
+        text = str(widgets.show(option, before)).split("\n")[0]
+        if not text:
+            return self.words("clear")
+        return self.words(f"{name} {{value}}", value=text if len(text) <= 24 else text[:23] + "…")
 
     def hidden(self, values: Mapping[str, Any]) -> dict[str, str]:
         """Keys that do not apply with these values, with the reason."""
@@ -206,6 +235,48 @@ class Form:
 
     # ------------------------------------------------------------------ for the script in the page
 
+    def summary(self, changed: Mapping[str, str], off: Mapping[str, str], bad: set[str]) -> dict[str, Any]:
+        """What stands on accordions, sub-tabs and the switch between short and long form.
+
+        Args:
+            changed: as `changed` gives it.
+            off: as `hidden` gives it.
+            bad: keys of the fields with a mistake.
+        Returns:
+            groups (count, more, is: "changed", "none"), tabs (bad, changed, basic) by HTML id, and views: the numbers
+            of all and of changed fields.
+        """
+        groups: dict[str, Counter[str]] = {}
+        tabs: dict[str, Counter[str]] = {}
+        for page in self._extra_pages():
+            tabs[page] = Counter(basic=1)
+        for key, place in self.places.items():
+            is_changed = key in changed
+            for name in place.tabs:
+                tabs.setdefault(name, Counter()).update(bad=key in bad, changed=is_changed, basic=key in self.basic)
+            if place.accordion:
+                counts = groups.setdefault(place.accordion, Counter())
+                counts.update(all=key not in off, changed=is_changed, off=key in off)
+        return {
+            "groups": {f"{self.tab}-group-{name}": self._group_text(counts) for name, counts in groups.items()},
+            "tabs": {
+                f"{self.tab}-page-{name}": {what: counts[what] or "" for what in ("bad", "changed", "basic")}
+                for name, counts in tabs.items()
+            },
+            "views": ["", len(self.fields), len(changed)],
+        }
+
+    def _extra_pages(self) -> list[str]:
+        return [page.name for page in self.pages if page.extra]
+
+    def _group_text(self, counts: Counter[str]) -> dict[str, str]:
+        every = self.words("1 field") if counts["all"] == 1 else self.words("{n} fields", n=counts["all"])
+        return {
+            "count": self.words("{n} changed", n=counts["changed"]) if counts["changed"] else every,
+            "more": self.words("{n} more appear with other choices", n=counts["off"]) if counts["off"] else "",
+            "is": f"{'changed' if counts['changed'] else ''} {'' if counts['all'] else 'none'}".strip(),
+        }
+
     def facts(self) -> dict[str, Any]:
         """What the page's script knows about every field: label, tooltip, place, and whether it is a path."""
         entries = {}
@@ -217,8 +288,16 @@ class Form:
                 "tabs": [f"{self.tab}-page-{name}" for name in place.tabs],
                 "group": f"{self.tab}-group-{place.accordion}" if place.accordion else "",
                 "kind": option.kind if option.kind in widgets.PATH_KINDS else "",
-                "basic": option.basic,
-                "default": self._default_text(option),
+                "basic": key in self.basic,
                 "list": [str(choice) for choice in option.choices] if option.kind in widgets.PATH_KINDS else [],
             }
         return entries
+
+
+def _of_basic_groups(pages: Sequence[Page]) -> set[str]:
+    """The keys of groups that the short form has as a whole."""
+    found: set[str] = set()
+    for page in pages:
+        found.update(key for group in page.groups if group.basic for key in group.keys)
+        found |= _of_basic_groups(page.pages)
+    return found

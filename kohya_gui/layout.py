@@ -12,11 +12,13 @@ from sd_scripts.schema.option import OptionField
 
 @dataclass(frozen=True)
 class Group:
-    """Options under one heading. `plain` groups have no accordion around them; `wide` keys take both columns."""
+    """Options under one heading. `plain` groups have no accordion around them; `wide` keys take both columns; `basic`
+    ones are in the short form too, closed."""
 
     title: str
     keys: tuple[str, ...]
     plain: bool = False
+    basic: bool = False
     wide: frozenset[str] = frozenset()
 
 

@@ -1,17 +1,18 @@
-"""The page's own addresses: a file below the allowed roots, a thumbnail of a picture, a job's log. All behind the
-login."""
+"""The page's own addresses: a file below the allowed roots, a thumbnail of a picture, a job's log, and where pictures
+are sent to. All behind the login."""
 
 import mimetypes
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from kohya_gui import pictures
+from kohya_gui import pictures, upload
 from kohya_gui.jobs import JobStore
 from kohya_gui.paths import IMAGE_SUFFIXES, Roots
 from sd_scripts.schema.errors import UserError
@@ -41,12 +42,25 @@ async def _answer(work: Callable[[Request], Response], request: Request) -> Resp
         return await anyio.to_thread.run_sync(work, request)
     except UserError as error:
         return PlainTextResponse(str(error), 404)
+    except OSError as error:
+        return PlainTextResponse(f"The file cannot be read: {error.strerror or error}.", 404)
+
+
+def _open(roots: Roots, request: Request) -> Path:
+    """The file asked for: below the allowed folders and not hidden, nor inside a hidden folder such as .ssh.
+
+    Raises:
+        UserError: for any other path.
+    """
+    path = roots.inside(request.query_params.get("path", ""))
+    below = [path.relative_to(root).parts for root in roots.folders if path.is_relative_to(root)]
+    if not path.is_file() or any(part.startswith(".") for part in min(below, key=len, default=())):
+        raise UserError(f"There is no file {path.name}.")
+    return path
 
 
 def _file(roots: Roots, request: Request) -> Response:
-    path = roots.inside(request.query_params.get("path", ""))
-    if not path.is_file() or path.name.startswith("."):
-        raise UserError(f"There is no file {path.name}.")
+    path = _open(roots, request)
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     inline = path.suffix.lower() in IMAGE_SUFFIXES and "download" not in request.query_params
     # only pictures are shown by the browser; whatever else lies there is saved, never run as a page
@@ -60,9 +74,9 @@ def _file(roots: Roots, request: Request) -> Response:
 
 
 def _thumb(roots: Roots, request: Request) -> Response:
-    path = roots.inside(request.query_params.get("path", ""))
+    path = _open(roots, request)
     wanted = request.query_params.get("size", "160")
-    size = min(max(int(wanted) if wanted.isdecimal() else 160, THUMB_SIZES[0]), THUMB_SIZES[1])
+    size = min(max(int(wanted) if wanted.isdecimal() and len(wanted) < 6 else 160, THUMB_SIZES[0]), THUMB_SIZES[1])
     made = pictures.thumbnail(path, size)
     return FileResponse(made, headers={**_HEADERS, "Cache-Control": "private, max-age=3600"})
 
@@ -75,6 +89,24 @@ def _log(jobs: JobStore, request: Request) -> Response:
     return PlainTextResponse(text, headers=headers)
 
 
+async def _upload(roots: Roots, request: Request) -> Response:
+    """One file as the whole body of the request; folder and name stand in the address."""
+    if not signed_in(request):
+        return PlainTextResponse("Log in first.", 401)
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > upload.MOST_BYTES:
+            return PlainTextResponse(f"A file may have {upload.MOST_BYTES // 1_000_000} MB at most.", 413)
+    folder, name = request.query_params.get("folder", ""), request.query_params.get("name", "")
+    try:
+        made = await anyio.to_thread.run_sync(upload.store, roots, folder, name, bytes(content))
+    except UserError as error:
+        # the request itself was fine; the page lists what was refused
+        return JSONResponse({"refused": str(error)})
+    return JSONResponse({"written": made.name})
+
+
 def routes(roots: Roots, jobs: JobStore) -> list[Route]:
     """The routes for the web application; relative to the page, so that a reverse proxy's prefix works."""
     works: dict[str, Callable[[Request], Response]] = {
@@ -82,4 +114,5 @@ def routes(roots: Roots, jobs: JobStore) -> list[Route]:
         "/kohya/thumb": partial(_thumb, roots),
         "/kohya/log": partial(_log, jobs),
     }
-    return [Route(path, partial(_answer, work), methods=["GET"]) for path, work in works.items()]
+    reads = [Route(path, partial(_answer, work), methods=["GET"]) for path, work in works.items()]
+    return [*reads, Route("/kohya/upload", partial(_upload, roots), methods=["PUT"])]

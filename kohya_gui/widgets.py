@@ -87,18 +87,20 @@ def choice_pairs(field: OptionField) -> list[tuple[str, str]]:
     return [("not set", ""), *pairs] if field.optional or field.default == "" else pairs
 
 
-def _classes(field: OptionField, wide: bool) -> list[str]:
+def _classes(field: OptionField, wide: bool, basic: bool) -> list[str]:
     names = ["k-field"]
     if field.kind in PATH_KINDS:
         names.append("k-path")
     if wide or field.kind == "long":
         names.append("k-wide")
-    if field.basic:
+    if basic:
         names.append("k-basic")
     return names
 
 
-def make(field: OptionField, value: Any, words: Words, *, tab: str, wide: bool = False) -> gr.components.Component:
+def make(
+    field: OptionField, value: Any, words: Words, *, tab: str, wide: bool = False, basic: bool = False
+) -> gr.components.Component:
     """The component of one option, inside the current Blocks context.
 
     Args:
@@ -107,11 +109,12 @@ def make(field: OptionField, value: Any, words: Words, *, tab: str, wide: bool =
         words: the language.
         tab: name of the training tab; the component gets the HTML id `<tab>-<key>`.
         wide: take the whole width of a two-column group.
+        basic: show it in the short form.
     """
     common: dict[str, Any] = {
         "label": words(field.label),
         "elem_id": f"{tab}-{field.key}",
-        "elem_classes": _classes(field, wide),
+        "elem_classes": _classes(field, wide, basic),
         "min_width": 0,
         "interactive": True,
     }
@@ -127,7 +130,7 @@ def make(field: OptionField, value: Any, words: Words, *, tab: str, wide: bool =
     long = field.kind == "long"
     return gr.Textbox(
         value=content,
-        lines=4 if long else 1,
+        lines=2 if long else 1,
         max_lines=12 if long else 1,
         type="password" if field.kind == "secret" else "text",
         placeholder=placeholder,

@@ -1,17 +1,16 @@
-// The page's own script: dresses Gradio's fields (marks, notes, reset, browse), finds them, opens dialogs. Gradio moves the data.
+// The page's own script: dresses Gradio's fields (marks, notes, browse), finds them, opens dialogs. Gradio moves the data.
 (() => {
   const K = window.kohya = { facts: {}, words: {}, state: {}, bridge: {} };
   const $ = (selector, root = document) => root.querySelector(selector);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-  const tag = (name, className, text = '') => Object.assign(document.createElement(name), { className, textContent: text });
+  const tag = (name, className, text = '', more = {}) =>
+    Object.assign(document.createElement(name), { className, textContent: text, ...more });
   const word = (text) => K.words[text] ?? text;
   const waiting = {};
+  const after = (name, time, work) => { clearTimeout(waiting[name]); waiting[name] = setTimeout(work, time); };
   // ---- talking to Python: one channel per tab, handed over by its gr.HTML
   K.join = (tab, trigger, server) => { K.bridge[tab] = { send: (data) => trigger('click', data), server }; };
-  K.later = (tab) => { // half a second after the last change, and never while a key is still down
-    clearTimeout(waiting[tab]);
-    waiting[tab] = setTimeout(() => $(`#${tab}-refresh`)?.click(), 500);
-  };
+  K.later = (tab) => after(tab, 500, () => $(`#${tab}-refresh`)?.click()); // half a second after the last change
   K.receive = (tab, state) => {
     if (!state) return;
     if (state.fields) { K.state[tab] = state.fields; paint(tab); }
@@ -23,27 +22,26 @@
     if (state.browse) K.browse(tab, state.browse, '');
     if (state.later) K.later(tab);
   };
-  // ---- fields: notes under them, mark and reset beside the label, browse button
-  const parts = (element) => { const cut = element.id.indexOf('-'); return [element.id.slice(0, cut), element.id.slice(cut + 1)]; };
+  // ---- fields: notes under them, mark and way back beside the label, browse button
+  const parts = (element) => element.id.split(/-(.*)/s);
+  const tabOf = (element) => element.closest('[data-tab]')?.dataset.tab ?? parts(element.closest('.k-field'))[0];
   const dress = (element) => {
     const [tab, key] = parts(element);
     const fact = K.facts[tab]?.[key];
     if (!fact || element.dataset.k) return;
     element.dataset.k = key;
-    const label = $('[data-testid=block-info], .label-text', element);
-    if (label) label.title = fact.tip;
+    $('[data-testid=block-info], .label-text', element)?.setAttribute('title', fact.tip);
     const input = $('input, textarea', element);
-    const note = Object.assign(tag('div', 'k-note'), { id: `${element.id}-note` });
-    input?.setAttribute('aria-describedby', note.id);
-    const reset = Object.assign(tag('button', 'k-reset', fact.default), { type: 'button', title: word('Set back to the default') });
+    input?.setAttribute('aria-describedby', `${element.id}-note`);
+    const reset = tag('button', 'k-reset', '', { type: 'button', title: word('Undo this change') });
     reset.setAttribute('aria-label', `${fact.label}: ${reset.title}`);
     reset.dataset.reset = key;
-    element.append(reset, note);
+    element.append(reset, tag('div', 'k-note', '', { id: `${element.id}-note` }));
     if (fact.kind) {
-      const browse = Object.assign(tag('button', 'k-browse', word('Browse')), { type: 'button' });
+      const browse = tag('button', 'k-browse', word('Browse'), { type: 'button' });
       browse.setAttribute('aria-label', `${word('Browse')}: ${fact.label}`);
       browse.dataset.browse = key;
-      const list = Object.assign(tag('datalist', ''), { id: `${element.id}-list` });
+      const list = tag('datalist', '', '', { id: `${element.id}-list` });
       list.append(...fact.list.map((value) => new Option(value)));
       input?.setAttribute('list', list.id);
       element.append(list);
@@ -56,50 +54,33 @@
     const note = $('.k-note', element), said = notes[key];
     element.toggleAttribute('data-changed', key in changed);
     element.toggleAttribute('data-off', key in off);
-    element.dataset.say = said ? said.say : '';
+    element.dataset.say = said?.say ?? '';
+    $('.k-reset', element).textContent = changed[key] ?? '';
     $('input, textarea', element)?.setAttribute('aria-invalid', said?.say === 'error');
-    note.textContent = said ? said.text : '';
-    if (said?.set) {
-      const fix = tag('button', 'k-link', said.set.label);
-      fix.dataset.set = JSON.stringify(said.set.values);
-      note.append(' ', fix);
-    }
+    note.textContent = said?.text ?? '';
+    if (!said?.set) return;
+    const fix = tag('button', 'k-link', said.set.label);
+    fix.dataset.set = JSON.stringify(said.set.values);
+    note.append(' ', fix);
   };
-  const paint = (tab) => {
-    const { changed = {}, off = {}, notes = {}, keys = [] } = K.state[tab] ?? {};
+  const paint = (tab) => { // the counts are Python's
+    const { groups = {}, tabs = {}, views = [] } = K.state[tab] ?? {};
     all(`[id^="${tab}-"].k-field[data-k]`).forEach((element) => paintField(tab, element, element.dataset.k));
-    const facts = Object.fromEntries(Object.entries(K.facts[tab] ?? {}).filter(([key]) => key[0] !== '@'));
-    const groups = {}, tabs = {};
-    for (const [key, fact] of Object.entries(facts)) {
-      const group = fact.group && (groups[fact.group] ??= { all: 0, changed: 0, off: 0 });
-      if (group) { group.all += !(key in off); group.off += key in off; group.changed += key in changed; }
-      for (const id of fact.tabs) {
-        tabs[id] ??= { bad: 0, changed: 0, basic: +(K.facts[tab]['@pages'].keep.includes(id)) };
-        tabs[id].basic += fact.basic;
-        tabs[id].bad += notes[key]?.say === 'error';
-        tabs[id].changed += key in changed;
-      }
+    const mark = (element, said) => { if (element) Object.assign(element.dataset, said); };
+    for (const [id, said] of Object.entries(groups)) {
+      mark(document.getElementById(id), said);
+      mark($(`#${id} > .label-wrap`), { count: said.count });
     }
-    for (const [id, count] of Object.entries(groups)) {
-      const group = document.getElementById(id);
-      if (!group) continue;
-      const header = $('.label-wrap', group);
-      if (header) header.dataset.count = count.changed ? `${count.changed} ${word('changed')}` : `${count.all} ${word(count.all === 1 ? 'field' : 'fields')}`;
-      group.toggleAttribute('data-changed', count.changed > 0);
-      group.dataset.more = count.off ? word('{n} more appear with other choices').replace('{n}', count.off) : '';
-      group.toggleAttribute('data-none', count.all === 0);
-    }
-    for (const [id, count] of Object.entries(tabs)) {
-      const button = document.getElementById(`${id}-button`);
-      if (button) Object.assign(button.dataset, { bad: count.bad || '', changed: count.changed || '', basic: count.basic });
-    }
-    const labels = all(`#${tab}-view label`);
-    if (labels.length > 2) { labels[1].dataset.n = Object.keys(facts).length; labels[2].dataset.n = Object.keys(changed).length; }
+    for (const [id, said] of Object.entries(tabs)) mark(document.getElementById(`${id}-button`), said);
+    all(`#${tab}-view label`).forEach((label, number) => mark(label, { n: views[number] ?? '' }));
   };
   new MutationObserver(() => { // closed tabs and accordions enter the DOM when they are opened
-    all('.k-form:not([data-view])').forEach((form) => { const tab = form.id.replace('-form', ''); K.view(tab, 'basic'); K.later(tab); });
+    for (const form of all('.k-form:not([data-view])')) {
+      const [tab] = parts(form);
+      K.view(tab, 'basic');
+      K.later(tab);
+    }
     const fresh = all('.k-field:not([data-k]), .k-group:not([data-k])');
-    if (!fresh.length) return;
     fresh.forEach((element) => element.matches('.k-field') ? dress(element) : element.setAttribute('data-k', ''));
     new Set(fresh.map((element) => parts(element)[0])).forEach(paint);
   }).observe(document.documentElement, { childList: true, subtree: true });
@@ -121,8 +102,8 @@
     const fact = K.facts[tab]?.[key];
     if (!fact) return;
     K.top(tab);
-    const form = await found(`#${tab}-form`);
-    if ((form.dataset.view !== 'all' && !(fact.basic && form.dataset.view === 'basic'))) all(`#${tab}-view input`)[1]?.click();
+    const { view } = (await found(`#${tab}-form`)).dataset;
+    if (view !== 'all' && !(fact.basic && view === 'basic')) all(`#${tab}-view input`)[1]?.click();
     for (const id of fact.tabs) (await found(`#${id}-button`))?.click();
     if (fact.group) await unfold(await found(`#${fact.group}`));
     const element = await found(`#${tab}-${key}`);
@@ -130,15 +111,21 @@
     $('input, textarea', element)?.focus();
   };
   const search = (box) => {
-    const tab = box.id.replace('-search', '');
-    const query = $('input, textarea', box).value.trim().toLowerCase().replace(/^--/, '');
+    const [tab] = parts(box), query = $('input, textarea', box).value.trim().toLowerCase().replace(/^--/, '');
     $('.k-results')?.remove();
     if (!query) return;
+    const points = (key, { label, tip }) => {
+      const names = [label.toLowerCase(), key.toLowerCase(), key.toLowerCase().replaceAll('_', ' ')];
+      if (names.includes(query)) return 0;
+      if (names.some((name) => name.startsWith(query))) return 1;
+      if (names.some((name) => name.includes(query))) return 2;
+      return tip.toLowerCase().includes(query) ? 3 : 9;
+    };
+    const scored = Object.entries(K.facts[tab]).filter(([, fact]) => fact.tip).map(([key, fact]) => [points(key, fact), key]);
+    const hits = scored.filter(([score]) => score < 9).sort((a, b) => a[0] - b[0]).slice(0, 10);
     const list = tag('div', 'k-results');
-    const score = ([key, fact]) => { const name = fact.label.toLowerCase(); return name === query || key === query ? 0 : name.startsWith(query) || key.startsWith(query) ? 1 : name.includes(query) || key.includes(query.replace(/ /g, '_')) ? 2 : fact.tip.toLowerCase().includes(query) ? 3 : 9; };
-    const hits = Object.entries(K.facts[tab]).filter(([key]) => key[0] !== '@').map((entry) => [score(entry), entry]).filter(([points]) => points < 9).sort((a, b) => a[0] - b[0]).slice(0, 10);
-    for (const [, [key, fact]] of hits) {
-      const row = tag('button', 'k-result', fact.label);
+    for (const [, key] of hits) {
+      const row = tag('button', 'k-result', K.facts[tab][key].label);
       row.append(tag('small', '', `--${key}`));
       Object.assign(row.dataset, { go: key, tab });
       list.append(row);
@@ -149,10 +136,12 @@
   // ---- one dialog for everything: browse, command, report
   const sheet = tag('dialog', 'k-sheet');
   K.sheet = (title, html) => {
-    sheet.innerHTML = '<header><h2></h2><button class="k-close" data-close>×</button></header><div class="k-body"></div>';
-    $('h2', sheet).textContent = title;
-    $('.k-close', sheet).setAttribute('aria-label', word('Close'));
-    $('.k-body', sheet).innerHTML = html; // made by our own Python, which escapes every value
+    const head = tag('header', ''), close = tag('button', 'k-close', '×'), body = tag('div', 'k-body');
+    close.setAttribute('aria-label', word('Close'));
+    close.dataset.close = '';
+    head.append(tag('h2', '', title), close);
+    body.innerHTML = html; // made by our own Python, which escapes every value
+    sheet.replaceChildren(head, body);
     if (!sheet.isConnected) document.body.append(sheet);
     if (!sheet.open) sheet.showModal();
   };
@@ -166,68 +155,101 @@
     if (!button || (event.target.closest('a') && !button.closest('a'))) return;
     if (!button.dataset.sure || confirm(button.dataset.sure)) trigger('click', { ...button.dataset });
   };
-  const complete = (element, value) => { // paths while typing, from the server, a quarter of a second after the last key
-    clearTimeout(waiting.path);
-    waiting.path = setTimeout(async () => {
-      const [tab, key] = parts(element);
-      const names = await K.bridge[tab].server.complete({ path: value, kind: K.facts[tab][key].kind });
-      $('datalist', element).replaceChildren(...names.map((name) => new Option(name)));
-    }, 250);
-  };
-  const readFile = (tab) => {
-    const input = Object.assign(document.createElement('input'), { type: 'file', accept: '.json,.toml' });
-    input.onchange = async () => { sheet.close(); K.bridge[tab].send({ do: 'open_text', name: input.files[0].name, text: await input.files[0].text() }); };
+  const complete = (element, value) => after('path', 250, async () => { // paths while typing, from the server
+    const [tab, key] = parts(element);
+    const names = await K.bridge[tab].server.complete({ path: value, kind: K.facts[tab][key].kind });
+    $('datalist', element).replaceChildren(...names.map((name) => new Option(name)));
+  });
+  const choose = (accept, multiple, take) => { // the browser's own file dialog
+    const input = tag('input', '', '', { type: 'file', accept, multiple });
+    input.onchange = () => take([...input.files]);
     input.click();
   };
-  const copy = async (text, button, part) => { // without https there is no clipboard: select the text instead
-    if (navigator.clipboard) { await navigator.clipboard.writeText(text); button.textContent = word('Copied'); } else getSelection().selectAllChildren(part);
+  const upload = async (place, files) => { // one after the other; what was refused is said at the end
+    const refused = [], tab = tabOf(place), folder = encodeURIComponent(place.dataset.drop);
+    for (const file of files) {
+      const address = `kohya/upload?folder=${folder}&name=${encodeURIComponent(file.name)}`;
+      const answer = await fetch(address, { method: 'PUT', body: file }).catch((error) => error);
+      const said = answer.ok ? (await answer.json()).refused : `${file.name}: ${answer.statusText ?? answer}`;
+      if (said) refused.push(said);
+    }
+    K.later(tab);
+    if (!refused.length) return;
+    K.sheet(word('{n} added').replace('{n}', files.length - refused.length), '<ul></ul>');
+    $('ul', sheet).append(...refused.map((text) => tag('li', '', text)));
   };
+  const copy = async (text, button, part) => { // without https there is no clipboard: select the text instead
+    if (!navigator.clipboard) return getSelection().selectAllChildren(part);
+    await navigator.clipboard.writeText(text);
+    button.textContent = word('Copied');
+  };
+  const send = (b, data) => K.bridge[tabOf(b)].send(data);
   const clicks = {
-    go: (b) => { $('.k-results')?.remove(); if (sheet.open) sheet.close(); K.go(b.dataset.tab, b.dataset.go); },
+    go: (b) => { $('.k-results')?.remove(); sheet.close(); K.go(b.dataset.tab, b.dataset.go); },
     close: () => sheet.close(),
-    reset: (b) => { const [tab] = parts(b.closest('.k-field')); K.bridge[tab].send({ do: 'reset', key: b.dataset.reset }); },
-    set: (b) => { const tab = b.dataset.tab ?? parts(b.closest('.k-field'))[0]; K.bridge[tab].send({ do: 'set', values: JSON.parse(b.dataset.set) }); },
-    browse: (b) => K.browse(b.dataset.tab ?? parts(b.closest('.k-field'))[0], b.dataset.browse),
+    reset: (b) => send(b, { do: 'reset', key: b.dataset.reset }),
+    set: (b) => send(b, { do: 'set', values: JSON.parse(b.dataset.set) }),
+    browse: (b) => K.browse(tabOf(b), b.dataset.browse),
     open: (b) => K.browse(sheet.dataset.tab, sheet.dataset.key, b.dataset.open),
-    pick: (b) => { sheet.close(); K.bridge[sheet.dataset.tab].send({ do: 'pick', key: sheet.dataset.key, file: b.dataset.pick || $('[name=name]', sheet)?.value, folder: b.dataset.folder ?? '' }); },
-    upload: () => readFile(sheet.dataset.tab),
-    copy: (b) => copy(all(b.dataset.copy).map((part) => part.textContent).join('\n').split('\n').slice(-(b.dataset.lines ?? 1e6)).join('\n').trim(), b, $(b.dataset.copy)),
-    theme: () => { const dark = document.body.classList.toggle('dark'); localStorage.setItem('kohya-theme', dark ? 'dark' : 'light'); },
+    pick: (b) => {
+      const file = b.dataset.pick || $('[name=name]', sheet)?.value;
+      sheet.close();
+      send(sheet, { do: 'pick', key: sheet.dataset.key, file, folder: b.dataset.folder ?? '' });
+    },
+    upload: () => choose('.json,.toml', false, async ([file]) => {
+      sheet.close();
+      send(sheet, { do: 'open_text', name: file.name, text: await file.text() });
+    }),
+    add: (b) => choose('image/*,.txt,.caption', true, (files) => upload(b.closest('[data-drop]'), files)),
+    copy: (b) => {
+      const lines = all(b.dataset.copy).map((part) => part.textContent).join('\n').trim().split('\n');
+      copy(lines.slice(-(b.dataset.lines ?? 1e6)).join('\n'), b, $(b.dataset.copy));
+    },
+    theme: () => localStorage.setItem('kohya-theme', document.body.classList.toggle('dark') ? 'dark' : 'light'),
     top: (b) => K.top(b.dataset.top),
   };
-  document.addEventListener('click', (event) => {
-    const hit = Object.keys(clicks).map((name) => [name, event.target.closest?.(`[data-${name}]`)]).find(([, button]) => button);
-    if (hit) { event.preventDefault(); clicks[hit[0]](hit[1]); } else if (!event.target.closest?.('.k-search')) $('.k-results')?.remove();
-    if (event.target.closest?.('.k-start') && window.Notification?.permission === 'default') Notification.requestPermission();
+  const on = (name, work) => document.addEventListener(name, (event) => work(event, (s) => event.target.closest?.(s)));
+  on('click', (event, near) => {
+    const name = Object.keys(clicks).find((each) => near(`[data-${each}]`));
+    if (name) { event.preventDefault(); clicks[name](near(`[data-${name}]`)); }
+    else if (!near('.k-search')) $('.k-results')?.remove();
+    if (near('[id$=-start]') && window.Notification?.permission === 'default') Notification.requestPermission();
   });
-  document.addEventListener('input', (event) => {
-    const box = event.target.closest?.('.k-search');
-    if (box) search(box);
-    const path = event.target.closest?.('.k-path');
-    if (path?.dataset.k && /[/\\]/.test(event.target.value)) complete(path, event.target.value);
+  on('input', (event, near) => {
+    if (near('.k-search')) search(near('.k-search'));
+    if (near('.k-cut')) near('.k-compare').style.setProperty('--cut', `${event.target.value}%`);
+    if (near('.k-path[data-k]') && /[/\\]/.test(event.target.value)) complete(near('.k-path'), event.target.value);
   });
-  document.addEventListener('keydown', (event) => {
-    const box = event.key === 'Enter' && event.target.closest?.('.k-search');
-    if (box) { event.preventDefault(); $('.k-result[data-go]', box)?.click(); }
+  on('dragover', (event, near) => { if (near('[data-drop]')) event.preventDefault(); });
+  on('drop', (event, near) => {
+    const place = near('[data-drop]');
+    if (!place || !event.dataTransfer.files.length) return;
+    event.preventDefault();
+    if (place.dataset.drop) upload(place, [...event.dataTransfer.files]);
+  });
+  on('keydown', (event, near) => {
+    if (event.key === 'Enter' && near('.k-search')) { event.preventDefault(); $('.k-search .k-result[data-go]')?.click(); }
     if (event.key === 'Escape') $('.k-results')?.remove();
-    const tab = all('.k-tab').find((element) => element.offsetParent)?.id.replace('-tab', '');
-    if (!(event.ctrlKey || event.metaKey) || !tab) return;
-    if (event.key === 's') { event.preventDefault(); $(`#${tab}-save`)?.click(); }
-    if (event.key === 'Enter') { event.preventDefault(); $(`#${tab}-start`)?.click(); }
+    const form = all('.k-form').find((element) => element.offsetParent);
+    const button = { s: 'save', Enter: 'start' }[event.key];
+    if (!(event.ctrlKey || event.metaKey) || !form || !button || sheet.open) return;
+    event.preventDefault();
+    $(`#${parts(form)[0]}-${button}`)?.click();
   });
-  document.addEventListener('DOMContentLoaded', () => {
-    const theme = localStorage.getItem('kohya-theme') ?? (matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light');
-    document.body.classList.toggle('dark', theme === 'dark');
+  on('DOMContentLoaded', () => {
+    const wanted = localStorage.getItem('kohya-theme');
+    document.body.classList.toggle('dark', wanted ? wanted === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches);
   });
   // ---- progress in the tab's title, the badge on Jobs, a notification at the end
   K.progress = (value) => {
-    const status = new DOMParser().parseFromString(value ?? '', 'text/html').querySelector('[data-title]');
+    const status = $('[data-title]', new DOMParser().parseFromString(value ?? '', 'text/html'))?.dataset;
     if (!status) return;
-    document.title = status.dataset.title;
+    document.title = status.title;
     const button = $('#top-jobs-button');
-    if (button) button.dataset.badge = status.dataset.running === '0' ? '' : status.dataset.running;
-    if (K.ended && status.dataset.ended && K.ended !== status.dataset.ended && window.Notification?.permission === 'granted') new Notification(status.dataset.said);
-    K.ended = status.dataset.ended || 'none';
+    if (button) button.dataset.badge = status.running === '0' ? '' : status.running;
+    const news = K.ended && status.ended && K.ended !== status.ended;
+    if (news && window.Notification?.permission === 'granted') new Notification(status.said);
+    K.ended = status.ended || 'none';
   };
-  K.follow = () => { const log = $('#k-log'); if (log && $('#jobs-follow input')?.checked) log.scrollTop = log.scrollHeight; };
+  K.follow = () => { if ($('#jobs-follow input')?.checked) $('#k-log')?.scrollTo(0, 1e9); };
 })();

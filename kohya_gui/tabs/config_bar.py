@@ -98,6 +98,10 @@ class ConfigBar:
         """The updates that leave the file alone, and all fields but those of `patch`."""
         return [gr.skip(), message or channel(), gr.skip(), *self.form.patch(patch or {})]
 
+    def is_fresh(self, file: FileState) -> bool:
+        """Whether nothing but a preset was opened: then empty places are expected."""
+        return not file.path and (not file.name or file.name in self.presets)
+
     # ------------------------------------------------------------------ showing
 
     def name_text(self, file: FileState, values: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from html import escape
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -84,8 +85,10 @@ class DatasetTab:
             folders, said = self.folders(values), ""
         except UserError as error:
             folders, said = [], str(error)
-        main = view(folders, browsing, values, said, self.words)
-        strip = strip_card(folders, values, self.words)
+        target = drop_target(folders, values)
+        frame = f'<div class="k-drop" data-tab="{self.tab}" data-drop="{escape(target)}">'
+        main = f"{frame}{view(folders, browsing, values, said, self.words)}{adding(target, self.words)}</div>"
+        strip = f"{frame}{strip_card(folders, values, self.words)}</div>"
         sent = hash((main, strip))
         if sent == browsing.sent:
             return [gr.skip()] * 3
@@ -165,7 +168,8 @@ def _table(folders: list[FolderView], words: Words) -> str:
         kind = words(" (regularisation)") if folder.regularisation else ""
         side = str(folder.smallest_side or "")
         facts = (folder.name + kind, folder.repeats, folder.class_tokens, len(folder.pictures), folder.captions, side)
-        rows += "<tr>" + "".join(f"<td>{escape(str(fact))}</td>" for fact in facts) + "</tr>"
+        cells = "".join(f"<td>{escape(str(fact))}</td>" for fact in facts)
+        rows += f'<tr data-drop="{escape(folder.path)}">{cells}</tr>'
     return f'<table class="k-table"><tr>{head}</tr>{rows}</table>'
 
 
@@ -176,6 +180,21 @@ def _chosen(folders: list[FolderView], only: str) -> list[tuple[PictureView, Fol
         order = {path: number for number, path in enumerate(path for group in groups for path in group)}
         return sorted((pair for pair in pairs if pair[0].path in order), key=lambda pair: order[pair[0].path])
     return pairs if only == "all" else [pair for pair in pairs if only in pair[0].problems]
+
+
+def drop_target(folders: list[FolderView], values: Mapping[str, Any]) -> str:
+    """The folder that dropped pictures go to: the first one trained on, else the chosen one; "" for none."""
+    trained = next((folder.path for folder in folders if not folder.regularisation), "")
+    return trained or str(values.get("train_data_dir") or "")
+
+
+def adding(target: str, words: Words) -> str:
+    """How to bring pictures: by dropping them or by a dialog of the browser."""
+    if not target:
+        return ""
+    said = words("Drop pictures and captions here to add them to {folder}, or", folder=escape(Path(target).name))
+    button = f'<button class="k-button" data-add="1">{words("choose them")}</button>'
+    return f'<p class="k-quiet k-adding">{said} {button}</p>'
 
 
 def _filters(folders: list[FolderView], browsing: Browsing, words: Words) -> str:

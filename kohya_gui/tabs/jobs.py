@@ -1,5 +1,6 @@
 """The Jobs tab: everything is read from the job folders, by a timer of this page and at its load alike."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,12 +20,14 @@ LOG_LINES = 400
 
 @dataclass(frozen=True)
 class Looking:
-    """What one session looks at, and the hash of what it was sent last, part by part."""
+    """What one session looks at, the hash of what it was sent last, part by part, and of the jobs it saw ended."""
 
     job: str = ""
     chart: str = "loss"
     prompt: int = 0
+    pair: tuple[int, ...] = ()
     sent: Mapping[str, int] = field(default_factory=dict)
+    ended: int | None = None
 
 
 class JobsTab:
@@ -64,6 +67,11 @@ class JobsTab:
             js_on_load="kohya.progress(props.value); watch('value', () => kohya.progress(props.value))",
         )
 
+    def build_away(self) -> None:
+        """The line that says what ended since this browser's last visit; stands above the first tab."""
+        self.away = widgets.html("", elem_id="jobs-away")
+        self.visit = gr.BrowserState(0.0, storage_key="kohya-visit", secret="kohya-visit")
+
     def build(self) -> None:
         """Make the tab."""
         send = "element.addEventListener('click', (e) => kohya.act(e, trigger))"
@@ -99,15 +107,20 @@ class JobsTab:
     def wire(self, page: gr.Blocks) -> None:
         """Connect timer, page load and buttons; `page` is the Blocks of the page."""
         parts = [self.status, self.table, self.curves, self.samples, self.files, self.log, self.tools]
-        outputs = [self.looking, *parts]
+        outputs = [self.looking, self.visit, *parts]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 8}
         self.timer.tick(self._tick, [self.looking, self.search], outputs, trigger_mode="once", **quiet)
         page.load(self._first, [self.looking, self.search], outputs, **quiet)
+        page.load(self._greet, [self.visit], [self.away, self.visit], **quiet)
         self.search.change(self._tick, [self.looking, self.search], outputs, trigger_mode="always_last", **quiet)
         for part in (self.table, self.curves, self.samples):
             part.click(self._act, [self.looking, self.search], [self.script, *outputs], **quiet)
 
     # ------------------------------------------------------------------ looking
+
+    def _greet(self, since: Any) -> tuple[str, float]:
+        seen = float(since) if isinstance(since, int | float) else 0.0
+        return shown.away(self.store.list(), seen, self.words), time.time()
 
     def _first(self, looking: Looking, search: str) -> list[Any]:
         return self._tick(replace(looking, sent={}), search)
@@ -120,7 +133,10 @@ class JobsTab:
         texts += self._details(chosen, looking, search)
         sent = {str(number): hash(text) for number, text in enumerate(texts)}
         news = [text if looking.sent.get(name) != sent[name] else gr.skip() for name, text in zip(sent, texts)]
-        return [replace(looking, sent=sent), *news]
+        ended = hash(tuple(view.id for view in views if view.over))
+        # what ends under the eyes of this browser is no news at its next visit
+        visit = gr.skip() if looking.ended == ended else time.time()
+        return [replace(looking, sent=sent, ended=ended), visit, *news]
 
     def _chosen(self, views: list[JobView], wanted: str) -> JobView | None:
         return next((view for view in views if view.id == wanted), views[0] if views else None)
@@ -141,7 +157,7 @@ class JobsTab:
         )
         return [
             shown.curves(view, found, looking.chart, self.words),
-            shown.samples(view, looking.prompt, self.words),
+            shown.samples(view, looking.prompt, looking.pair, self.words),
             shown.files(view, self.words),
             shown.log(text),
             links,
@@ -155,11 +171,14 @@ class JobsTab:
         message: dict[str, Any] = {}
         try:
             if action == "choose":
-                looking = replace(looking, job=job, prompt=0)
+                looking = replace(looking, job=job, prompt=0, pair=())
             elif action == "chart" and asked.get("chart") in shown.CHARTS:
                 looking = replace(looking, chart=str(asked["chart"]))
             elif action == "prompt":
                 looking = replace(looking, prompt=int(asked.get("index", 0)))
+            elif action == "compare":
+                pair = looking.pair or self._ends(job, looking.prompt)
+                looking = replace(looking, pair=(*pair[-1:], int(asked.get("step", 0))))
             elif action == "why":
                 html = shown.why(self.store.get(job), self.store.spec(job), self.store.log(job, tail=30), self.words)
                 message = {"sheet": {"title": self.words("Why it failed"), "html": html}}
@@ -172,6 +191,11 @@ class JobsTab:
         except UserError as error:
             gr.Warning(str(error))
         return [channel(**message), *self._tick(looking, search)]
+
+    def _ends(self, job: str, prompt: int) -> tuple[int, ...]:
+        """The first and the last step that has a sample of this prompt."""
+        steps = [sample.step for sample in self.store.get(job).samples if sample.index == prompt]
+        return (steps[0], steps[-1]) if steps else ()
 
     def _edit(self, job: str, *, mend: bool) -> dict[str, Any]:
         """The message that makes the job's training tab open its values."""

@@ -14,6 +14,7 @@ from kohya_gui.pickers import size_text
 from kohya_gui.tabs.charts import chart
 
 CHARTS = ("loss", "rates", "norm", "memory")
+MOST_AWAY = 3
 
 
 def duration(seconds: float | None) -> str:
@@ -172,8 +173,14 @@ def curves(view: JobView, found: Curves, kind: str, words: Words) -> str:
     return f'<h2>{words(title)} · {escape(view.name)}{now}</h2>{drawn}<p class="k-links-line">{" · ".join(links)}</p>'
 
 
-def samples(view: JobView, index: int, words: Words) -> str:
-    """The sample pictures of one prompt, by step."""
+def samples(view: JobView, index: int, pair: tuple[int, ...], words: Words) -> str:
+    """The sample pictures of one prompt by step, and two of them laid over each other.
+
+    Args:
+        view: the job.
+        index: the prompt's number.
+        pair: the two steps to compare; where they have no picture, the first and the last.
+    """
     prompts: dict[int, str] = {}
     for sample in view.samples:
         prompts.setdefault(sample.index, sample.prompt)
@@ -182,25 +189,67 @@ def samples(view: JobView, index: int, words: Words) -> str:
         return f"<h2>{words('Samples')}</h2>{said}"
     index = index if index in prompts else min(prompts)
     shown = [sample for sample in view.samples if sample.index == index]
-    tiles = "".join(_tile(sample, words) for sample in shown)
+    steps = {sample.step: sample for sample in shown}
+    two = [steps[step] for step in pair if step in steps] if len(set(pair) & set(steps)) == 2 else [shown[0], shown[-1]]
+    two.sort(key=lambda sample: sample.step)
+    tiles = "".join(_tile(sample, sample in two, view.id, words) for sample in shown)
     chooser = " · ".join(
         _choice("prompt", f'data-index="{number}"', view.id, words("prompt {n}", n=number + 1), on=number == index)
         for number in sorted(prompts)
     )
     seed = f" · {words('seed {n}', n=shown[0].seed)}" if shown[0].seed is not None else ""
     return (
-        f'<h2>{words("Samples")} · “{escape(prompts[index])}”</h2><div class="k-strip k-newest">{tiles}</div>'
+        f"<h2>{words('Samples')} · “{escape(prompts[index])}”</h2>{_compared(two, words)}"
+        f'<div class="k-strip">{tiles}</div>'
         f'<p class="k-links-line">{chooser}<span class="k-quiet">{seed}</span></p>'
     )
 
 
-def _tile(sample: Sample, words: Words) -> str:
-    address = quote(sample.path)
+def _step(sample: Sample, words: Words) -> str:
+    return words("step {n}", n=f"{sample.step:,}")
+
+
+def _tile(sample: Sample, compared: bool, job: str, words: Words) -> str:
+    mark = " k-on" if compared else ""
     return (
-        f'<a class="k-tile" href="kohya/file?path={address}" target="_blank">'
-        f'<img loading="lazy" src="kohya/thumb?path={address}&amp;size=320" '
-        f'alt="{escape(sample.prompt)}"><small>{words("step {n}", n=f"{sample.step:,}")}</small></a>'
+        f'<button class="k-tile{mark}" data-do="compare" data-job="{job}" data-step="{sample.step}" '
+        f'title="{words("Compare this one")}"><img loading="lazy" alt="{escape(sample.prompt)}" '
+        f'src="kohya/thumb?path={quote(sample.path)}&amp;size=320"><small>{_step(sample, words)}</small></button>'
     )
+
+
+def _compared(two: Sequence[Sample], words: Words) -> str:
+    """Two pictures in one frame; the slider says how much of each is seen. One picture stands alone."""
+    left, right = two
+    links = [
+        f'<a class="k-link" href="kohya/file?path={quote(sample.path)}" target="_blank">{_step(sample, words)}</a>'
+        for sample in (two if left != right else two[:1])
+    ]
+    pictures = [
+        f'<img alt="{_step(sample, words)}" src="kohya/file?path={quote(sample.path)}">'
+        for sample in (two if left != right else two[:1])
+    ]
+    slider = f'<input type="range" class="k-cut" min="0" max="100" value="50" aria-label="{words("How much of each")}">'
+    return (
+        f'<div class="k-compare">{"".join(pictures)}{slider if left != right else ""}</div>'
+        f'<p class="k-links-line k-sides">{"".join(links)}</p>'
+    )
+
+
+def away(views: Sequence[JobView], since: float, words: Words) -> str:
+    """What ended since the last visit, in one line; "" if nothing did or this is the first visit."""
+    ended = [view for view in views if view.over and view.ended and view.ended > since] if since else []
+    if not ended:
+        return ""
+    parts = []
+    for view in ended[:MOST_AWAY]:
+        steps = words("{n} steps", n=f"{view.step:,}")
+        said = words("finished, {steps}", steps=steps) if view.state == "done" else words(view.state)
+        parts.append(f"{escape(view.name)} {escape(said)}" + (f" ({escape(view.error)})" if view.error else ""))
+    more = words("and {n} more", n=len(ended) - MOST_AWAY) if len(ended) > MOST_AWAY else ""
+    text = "; ".join([*parts, *([more] if more else [])])
+    jobs = f'<button class="k-link" data-top="jobs">{words("Look at the jobs")}</button>'
+    return f'<p class="k-away">{words("While you were away:")} {text}. {jobs}</p>'
 
 
 def files(view: JobView, words: Words) -> str:

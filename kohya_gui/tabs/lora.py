@@ -20,10 +20,10 @@ _MAIN = Page(
                 "learning_rate",
                 "optimizer_type",
                 "train_batch_size",
-                "max_train_steps",
                 "mixed_precision",
                 "seed",
                 "save_every_n_epochs",
+                "max_train_steps",
                 "sample_prompt_text",
             ),
             plain=True,
@@ -39,6 +39,7 @@ _MAIN = Page(
                 "caption_prefix",
                 "caption_suffix",
             ),
+            basic=True,
         ),
         Group(
             "About the base model",
@@ -318,7 +319,8 @@ _SAMPLES = Page(
 PAGES = (
     _MAIN,
     _FOLDERS,
-    Page("parameters", "Parameters", pages=(_BASIC, _ADVANCED, _SAMPLES)),
+    Page("parameters", "Parameters", pages=(_BASIC, _ADVANCED)),
+    _SAMPLES,
     Page(
         "accelerate",
         "Accelerate",

@@ -1,5 +1,6 @@
 """The plan card beside a training form, and the dialogs that show the command: all as HTML made from plain data."""
 
+import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,9 @@ from kohya_gui.command import Plan
 from kohya_gui.localization import Words
 from sd_scripts.schema.errors import UserError
 
-SAID = {"error": "error", "warning": "warning"}
+SAID = ("error", "needed", "warning")
+# a field of the short form that also says what is wrong with one that is not on it
+_ALSO_AT = {"caption_extension": "train_data_dir"}
 MOST_ALIKE = 3
 
 
@@ -39,16 +42,30 @@ def _problems(found: Sequence[Problem], tab: str, words: Words) -> str:
 
 
 def _problem(problem: Problem, tab: str, words: Words) -> str:
-    severity = SAID.get(problem.severity, "warning")
+    severity = problem.severity if problem.severity in SAID else "warning"
     text = escape(problem.message)
     if not problem.key:
         text += f" {escape(problem.hint)}"
         return f'<div class="k-problem k-{severity}" role="alert"><span>{text}</span></div>'
+    if problem.fix:
+        said = fix(problem, words)
+        go = f'<button data-go="{escape(problem.key)}" data-tab="{tab}" title="{words("go to")}">{text}</button>'
+        mend = (
+            f'<button class="k-link" data-tab="{tab}" data-set="{escape(json.dumps(said["values"]))}">'
+            f"{escape(said['label'])}</button>"
+        )
+        return f'<div class="k-problem k-{severity}"><span>{go}</span><b>{mend}</b></div>'
     return (
         f'<button class="k-problem k-{severity}" title="{escape(problem.hint)}" '
         f'data-go="{escape(problem.key)}" data-tab="{tab}">'
         f"<span>{text}</span><b>{words('go to')}</b></button>"
     )
+
+
+def fix(problem: Problem, words: Words) -> dict[str, Any]:
+    """The one click that mends a problem: what it is called, and the values it sets."""
+    value = next(iter(problem.fix.values()))
+    return {"label": words("Use {value}", value=value), "values": dict(problem.fix)}
 
 
 def sentence(text: str) -> str:
@@ -68,7 +85,10 @@ def verdict(view: PlanView, words: Words) -> str:
     errors = sum(problem.severity == "error" for problem in view.problems)
     if errors == 1:
         return words("1 thing to mend before it can start.")
-    return words("{n} things to mend before it can start.", n=errors) if errors else words("Ready to start.")
+    if errors:
+        return words("{n} things to mend before it can start.", n=errors)
+    needed = sum(problem.severity == "needed" for problem in view.problems)
+    return words("Still needed before it can start: {n}.", n=needed) if needed else words("Ready to start.")
 
 
 def command_sheet(plan: Plan, words: Words) -> str:
@@ -136,12 +156,23 @@ def report_sheet(lines: Sequence[Any], words: Words) -> str:
     return "".join(parts) or f'<p class="k-quiet">{words("Every key was understood as it is.")}</p>'
 
 
-def notes(view: PlanView, infos: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """What stands under each field: errors before warnings before plain remarks."""
+def notes(view: PlanView, infos: Mapping[str, str], words: Words) -> dict[str, dict[str, Any]]:
+    """What stands under each field: errors before warnings before plain remarks; an empty field's need quietly."""
     said: dict[str, dict[str, Any]] = {key: {"say": "info", "text": text} for key, text in infos.items()}
-    for severity in ("warning", "error"):
+    for severity in ("warning", "needed", "error"):
         # the first finding of a field is the one that counts, so it is written last
         for problem in reversed(view.problems):
             if problem.key and problem.severity == severity:
-                said[problem.key] = {"say": severity, "text": f"{problem.message} {problem.hint}".strip()}
+                said[problem.key] = note = _note(problem, words)
+                other = _ALSO_AT.get(problem.key)
+                if other and problem.fix and said.get(other, {}).get("say") in (None, "info"):
+                    said[other] = note
     return said
+
+
+def _note(problem: Problem, words: Words) -> dict[str, Any]:
+    if problem.severity == "needed":
+        return {"say": "needed", "text": f"{words('Needed.')} {problem.hint}".strip()}
+    if problem.fix:
+        return {"say": problem.severity, "text": problem.message, "set": fix(problem, words)}
+    return {"say": problem.severity, "text": f"{problem.message} {problem.hint}".strip()}

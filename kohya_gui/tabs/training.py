@@ -14,10 +14,12 @@ from kohya_gui.layout import Page
 from kohya_gui.layout import complete as complete_layout
 from kohya_gui.services import Services
 from kohya_gui.tabs import plan as plan_view
+from kohya_gui.tabs import session
 from kohya_gui.tabs.config_bar import ConfigBar, FileState
 from kohya_gui.tabs.dataset import DatasetTab
 from kohya_gui.tabs.message import channel, join_script
 from kohya_gui.tabs.remarks import remarks
+from kohya_gui.tabs.session import Manner
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.fields import fields
 
@@ -55,14 +57,15 @@ class TrainingTab:
     @property
     def facts(self) -> dict[str, Any]:
         """What the page's script knows about this tab's fields and dialogs."""
-        keep = [f"{self.spec.name}-page-{page.name}" for page in self.form.pages if page.extra]
-        return {**self.form.facts(), **self.bar.facts(), "@pages": {"keep": keep}}
+        return {**self.form.facts(), **self.bar.facts()}
 
     # ------------------------------------------------------------------ building
 
     def build(self) -> None:
         """Make the tab."""
         name = self.spec.name
+        self.manner = gr.State(Manner())
+        self.kept = gr.BrowserState(None, storage_key=f"kohya-{name}", secret="kohya-form")
         with gr.Column(elem_id=f"{name}-tab", elem_classes=["k-tab"]), gr.Row(elem_classes=["k-two"]):
             with gr.Column(elem_classes=["k-left"]):
                 self.bar.build()
@@ -141,22 +144,39 @@ class TrainingTab:
         gr.on([part.change for part in form.inputs], None, None, None, js=later, api_visibility="private")
         self.refresh.click(
             self._refresh,
-            [bar.file, *form.inputs],
-            [self.plan_html, self.verdict, self.start, self.queue, bar.name_html, self.channel],
+            [bar.file, self.manner, *form.inputs],
+            [self.plan_html, self.verdict, self.start, self.queue, bar.name_html, self.channel, self.manner, self.kept],
             trigger_mode="always_last",
             **quiet,
         )
         self.channel.click(self._act, [bar.file, *form.inputs], bar.outputs(self.channel), **quiet)
         for button, waits in ((self.start, False), (self.queue, True)):
             button.click(
-                partial(self._launch, waits), [bar.file, *form.inputs], [self.channel], trigger_mode="once", **quiet
+                partial(self._launch, waits),
+                [bar.file, *form.inputs],
+                [self.channel, self.manner],
+                trigger_mode="once",
+                **quiet,
             )
         for button, kind in ((self.show_command, "command"), (self.show_toml, "toml"), (self.show_compare, "compare")):
             button.click(partial(self._show, kind), [bar.file, *form.inputs], [self.channel], **quiet)
         bar.wire(self.channel, quiet)
         self.dataset.wire(form, self.refresh, self.channel, quiet)
 
+    def wire_load(self, page: gr.Blocks) -> None:
+        """Bring back what the browser kept, at each load of the page."""
+        outputs = [self.manner, *self.bar.outputs(self.channel)]
+        page.load(self._recall, [self.kept], outputs, show_progress="hidden", api_visibility="private")
+
     # ------------------------------------------------------------------ what happens
+
+    def _recall(self, kept: Any) -> list[Any]:
+        found = session.recall(session.digest(self.start_file), kept)
+        if found is None:
+            return [gr.skip(), *self.bar.unchanged()]
+        file, contents, manner = found
+        named = file.name if not file.path and file.name in self.bar.presets else ""
+        return [manner, file, channel(later=True), named, *self.form.restore(contents)]
 
     def _look(self, contents: tuple[Any, ...]) -> tuple[Collected, PlanView]:
         found = self.form.collect(contents)
@@ -170,15 +190,17 @@ class TrainingTab:
         )
         return found, plan_view.with_mistakes(view, found.mistakes)
 
-    def _fields_message(self, found: Collected, view: PlanView) -> dict[str, Any]:
-        return {
-            "changed": self.form.changed(found.values),
-            "off": self.form.hidden(found.values),
-            "notes": plan_view.notes(view, remarks(view, found.values, self.words)),
-        }
+    def _fields_message(self, file: FileState, found: Collected, view: PlanView) -> dict[str, Any]:
+        changed, off = self.form.changed(found.values, file.values), self.form.hidden(found.values)
+        notes = plan_view.notes(view, remarks(view, found.values, self.words), self.words)
+        bad = {key for key, note in notes.items() if note["say"] == "error"}
+        return {"changed": changed, "off": off, "notes": notes, **self.form.summary(changed, off, bad)}
 
-    def _refresh(self, file: FileState, *contents: Any) -> list[Any]:
+    def _refresh(self, file: FileState, manner: Manner, *contents: Any) -> list[Any]:
         found, view = self._look(contents)
+        said = found.values | {str(mistake.key): mistake.message for mistake in found.mistakes}
+        manner = session.follow(manner, said, self.bar.is_fresh(file))
+        view = session.calm(view, manner)
         ready = not any(problem.severity == "error" for problem in view.problems)
         return [
             plan_view.card(view, self.spec.name, self.words),
@@ -186,7 +208,9 @@ class TrainingTab:
             gr.update(interactive=ready),
             gr.update(interactive=ready),
             self.bar.name_text(file, found.values),
-            channel(fields=self._fields_message(found, view)),
+            channel(fields=self._fields_message(file, found, view)),
+            manner,
+            session.keep(session.digest(self.start_file), file, self.form, contents, manner),
         ]
 
     def _act(self, event: gr.EventData, file: FileState, *contents: Any) -> list[Any]:
@@ -194,7 +218,8 @@ class TrainingTab:
         asked: dict[str, Any] = dict(event._data or {})
         action, key = asked.get("do"), str(asked.get("key", ""))
         if action == "reset" and key in self.form.fields:
-            return self.bar.unchanged(channel(later=True), {key: self.form.fields[key].default})
+            before = file.values.get(key, self.form.fields[key].default)
+            return self.bar.unchanged(channel(later=True), {key: before})
         if action == "set":
             wanted = {k: v for k, v in dict(asked.get("values") or {}).items() if k in self.form.fields}
             return self.bar.unchanged(channel(later=True, close=True), wanted)
@@ -223,13 +248,18 @@ class TrainingTab:
         opened = FileState(name=self.words("from the job {name}", name=view.name), values=values)
         return self.bar.opened(opened, channel(later=True, go=go))
 
-    def _launch(self, waits: bool, file: FileState, *contents: Any) -> dict[str, Any]:
+    def _launch(self, waits: bool, file: FileState, *contents: Any) -> list[Any]:
+        """Start or queue; from then on empty fields are spoken of plainly."""
+        return [self._make_job(waits, file, contents), Manner(strict=True)]
+
+    def _make_job(self, waits: bool, file: FileState, contents: tuple[Any, ...]) -> dict[str, Any]:
         found, view = self._look(contents)
         wrong = [problem for problem in view.problems if problem.severity == "error"]
-        message = {"fields": self._fields_message(found, view)}
+        message: dict[str, Any] = {"fields": self._fields_message(file, found, view)}
         if wrong:
             gr.Warning(wrong[0].message)
-            return channel(**message, go=next((problem.key for problem in wrong if problem.key), None))
+            first = next((problem.key for problem in wrong if problem.key), None)
+            return channel(**message, go=first, later=True)
         values = self.form.applicable(found.values)
         store = self.services.jobs
         try:

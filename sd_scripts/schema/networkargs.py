@@ -17,6 +17,7 @@ class NetworkArgsOptions:
         label="LoRA type",
         choices=tuple(LORA_TYPES),
         target="gui",
+        basic=True,
     )
     LyCORIS_preset: str = option(
         "full",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, expect
 
 from .conftest import Served, Visit
@@ -62,12 +65,12 @@ def test_a_mistake_is_shown_beside_its_field_and_a_click_leads_there(visit: Visi
     expect(page.locator("#lora-pretrained_model_name_or_path input")).to_be_focused()
 
 
-def test_reset_gives_the_default_back(visit: Visit) -> None:
+def test_a_change_is_marked_and_undone_with_a_click(visit: Visit) -> None:
     page = visit.page
     page.fill("#lora-learning_rate input", "0.5")
-    expect(page.locator("#lora-learning_rate .k-reset")).to_have_text("default 2e-6")
+    expect(page.locator("#lora-learning_rate .k-reset")).to_have_text("back to 1e-4")
     page.click("#lora-learning_rate .k-reset")
-    expect(page.locator("#lora-learning_rate input")).to_have_value("2e-6")
+    expect(page.locator("#lora-learning_rate input")).to_have_value("1e-4")
     expect(page.locator("#lora-learning_rate")).not_to_have_attribute("data-changed", "")
 
 
@@ -171,3 +174,58 @@ def test_every_control_has_a_name(visit: Visit) -> None:
         .map((e) => e.outerHTML.slice(0, 120))"""
     )
     assert nameless == []
+
+
+def test_empty_fields_are_asked_for_calmly_until_start_is_pressed(visit: Visit) -> None:
+    page = visit.page
+    model = page.locator("#lora-pretrained_model_name_or_path")
+    expect(model).to_have_attribute("data-say", "needed")
+    expect(page.locator("#lora-plan .k-needed")).to_have_count(3)
+    page.fill("#lora-output_dir input", "results")
+    expect(page.locator("#lora-plan .k-needed")).to_have_count(2)
+    page.fill("#lora-output_dir input", "")
+    expect(page.locator("#lora-output_dir")).to_have_attribute("data-say", "error")
+    page.fill("#lora-output_dir input", "results")
+    expect(page.locator("#lora-start")).to_be_enabled()
+    page.keyboard.press("Control+Enter")
+    expect(model).to_have_attribute("data-say", "error")
+    expect(model.locator("input")).to_be_focused()
+    expect(page.locator("#lora-start")).to_be_disabled()
+
+
+def test_the_form_survives_a_reload_and_has_a_way_back(visit: Visit) -> None:
+    page = visit.page
+    page.fill("#lora-output_name input", "kätzchen")
+    page.fill("#lora-learning_rate input", "fast")
+    expect(page.locator("#lora-learning_rate")).to_have_attribute("data-say", "error")
+    page.wait_for_timeout(500)
+    page.reload()
+    expect(page.locator("#lora-output_name input")).to_have_value("kätzchen")
+    expect(page.locator("#lora-learning_rate input")).to_have_value("fast")
+    expect(page.locator("#lora-learning_rate")).to_have_attribute("data-say", "error")
+    page.click("#lora-reload")
+    expect(page.locator("#lora-output_name input")).to_have_value("")
+    expect(page.locator("#lora-learning_rate input")).to_have_value("1e-4")
+    expect(page.locator("#lora-file")).to_have_text("Subject (SD 1.5)")
+
+
+def test_pictures_are_added_and_the_ending_of_captions_mended(visit: Visit, served: Served) -> None:
+    page = visit.page
+    folder = served.folder / "my pictures" / "5_cat"
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), "teal").save(picture, "PNG")
+    page.fill("#lora-train_data_dir input", str(folder))
+    expect(page.locator("#lora-train_data_dir")).to_have_attribute("data-say", "error")
+    page.click("#lora-page-folders-button")
+    with page.expect_file_chooser() as chooser:
+        page.click("#lora-dataset [data-add]")
+    files = {"a.png": picture.getvalue(), "a.cap": b"a cat", "b.png": b"no picture"}
+    kinds: Any = [{"name": name, "mimeType": "image/png", "buffer": content} for name, content in files.items()]
+    chooser.value.set_files(kinds)
+    expect(page.locator(".k-sheet")).to_contain_text("b.png is not a picture")
+    page.keyboard.press("Escape")
+    expect(page.locator("#lora-dataset figure")).to_have_count(1)
+    assert sorted(path.name for path in folder.iterdir()) == ["a.cap", "a.png"]
+    page.click("#lora-page-main-button")
+    page.locator("#lora-train_data_dir-note .k-link", has_text="Use .cap").click()
+    expect(page.locator("#lora-train_data_dir-note")).to_contain_text("1 captions (.cap)")

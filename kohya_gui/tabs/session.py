@@ -1,0 +1,85 @@
+"""What one session of a training tab remembers between two looks, and what its browser keeps over a reload."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from kohya_gui.checks import PlanView
+from kohya_gui.form import Form
+from kohya_gui.tabs.config_bar import FileState
+
+# names of keys that may hold something nobody else should read; never kept in a browser
+_SECRET_WORDS = ("token", "password", "secret", "api_key")
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How the form speaks of fields that are still empty.
+
+    `strict` once Start was pressed or a configuration was opened; `seen` are the fields that once held something.
+    """
+
+    strict: bool = False
+    seen: frozenset[str] = frozenset()
+
+
+def follow(manner: Manner, values: Mapping[str, Any], fresh: bool) -> Manner:
+    """The manner after another look at the form; `fresh` says that no configuration was opened yet."""
+    filled = {key for key, value in values.items() if value not in (None, "", [])}
+    return Manner(manner.strict or not fresh, manner.seen | filled)
+
+
+def calm(view: PlanView, manner: Manner) -> PlanView:
+    """The plan in which an empty field nobody has touched is "needed" and not yet an error."""
+    if manner.strict:
+        return view
+    return replace(
+        view,
+        problems=[
+            replace(problem, severity="needed")
+            if problem.severity == "error" and problem.key and problem.key not in manner.seen
+            else problem
+            for problem in view.problems
+        ],
+    )
+
+
+def digest(file: FileState) -> str:
+    """What a form opens with, as a short text: a form kept by a browser counts only while this is the same."""
+    text = json.dumps([file.name, dict(file.values)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def keep(start: str, file: FileState, form: Form, contents: Sequence[Any], manner: Manner) -> dict[str, Any]:
+    """What the browser keeps: the fields as typed, and the file they belong to. No secrets."""
+    said = asdict(replace(file, values=_harmless(form, file.values), extras=_harmless(form, file.extras)))
+    return {"start": start, "file": said, "contents": form.kept(contents), "strict": manner.strict}
+
+
+def _harmless(form: Form, values: Mapping[str, Any]) -> dict[str, Any]:
+    known = form.fields
+    return {
+        key: value
+        for key, value in values.items()
+        if (known[key].kind != "secret" if key in known else not any(word in key.lower() for word in _SECRET_WORDS))
+    }
+
+
+def recall(start: str, kept: Any) -> tuple[FileState, dict[str, Any], Manner] | None:
+    """File, contents and manner from what a browser kept; None if there is nothing, or it belongs to another start."""
+    if not isinstance(kept, dict) or kept.get("start") != start:
+        return None
+    file, contents = kept.get("file"), kept.get("contents")
+    if not isinstance(file, dict) or not isinstance(contents, dict):
+        return None
+    values, extras = file.get("values"), file.get("extras")
+    state = FileState(
+        path=str(file.get("path") or ""),
+        name=str(file.get("name") or ""),
+        values=values if isinstance(values, dict) else {},
+        extras=extras if isinstance(extras, dict) else {},
+    )
+    plain = {str(key): value for key, value in contents.items() if isinstance(value, str | bool)}
+    return state, plain, Manner(strict=bool(kept.get("strict")))

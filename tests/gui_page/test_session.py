@@ -1,0 +1,69 @@
+"""Calm words for fields nobody has touched, and the form a browser keeps."""
+
+import json
+
+import pytest
+
+from kohya_gui.checks import PlanView
+from kohya_gui.dataset_view import Problem
+from kohya_gui.form import Form
+from kohya_gui.layout import complete
+from kohya_gui.localization import Words
+from kohya_gui.tabs import lora, plan, session
+from kohya_gui.tabs.config_bar import FileState
+from kohya_gui.tabs.session import Manner
+from sd_scripts.schema.fields import fields
+
+
+@pytest.fixture(scope="module")
+def form() -> Form:
+    known = fields("train_network")
+    return Form("lora", known, complete(lora.PAGES, known, lora.REST_PAGES, lora.SET_BY_PAGE), Words({}))
+
+
+def looked_at() -> PlanView:
+    return PlanView(problems=[Problem("error", "output_dir", "Missing."), Problem("warning", "seed", "Odd.")])
+
+
+def test_an_untouched_empty_field_is_needed_and_no_error() -> None:
+    manner = session.follow(Manner(), {"output_dir": "", "seed": 0}, fresh=True)
+    assert [problem.severity for problem in session.calm(looked_at(), manner).problems] == ["needed", "warning"]
+
+
+@pytest.mark.parametrize(
+    "manner",
+    [
+        session.follow(Manner(), {"output_dir": "x"}, fresh=True),
+        session.follow(session.follow(Manner(), {"output_dir": "x"}, fresh=True), {}, fresh=True),
+        session.follow(Manner(), {}, fresh=False),
+        Manner(strict=True),
+    ],
+)
+def test_a_touched_field_or_an_opened_file_is_spoken_of_plainly(manner: Manner) -> None:
+    assert session.calm(looked_at(), manner).problems[0].severity == "error"
+
+
+def test_a_browser_keeps_what_was_typed_but_no_secret(form: Form) -> None:
+    typed = {"learning_rate": "fast", "wandb_api_key": "s3cret", "huggingface_token": "s3cret", "enable_bucket": True}
+    contents = [typed.get(key, form.kept_default(key)) for key in form.keys]
+    file = FileState("/a/b.json", "b.json", {"seed": 3, "wandb_api_key": "s3cret"}, {"my_token": "s3cret", "x": 1})
+    kept = json.loads(json.dumps(session.keep("start", file, form, contents, Manner(strict=True))))
+    assert "s3cret" not in json.dumps(kept)
+    found = session.recall("start", kept)
+    assert found is not None
+    state, back, manner = found
+    assert back == {"learning_rate": "fast", "enable_bucket": True} and manner.strict
+    assert (state.path, state.name, state.values, state.extras) == ("/a/b.json", "b.json", {"seed": 3}, {"x": 1})
+
+
+@pytest.mark.parametrize("kept", [None, "x", {"start": "other"}, {"start": "start", "file": 1}, {"start": "start"}])
+def test_what_belongs_to_another_start_is_not_brought_back(kept: object) -> None:
+    assert session.recall("start", kept) is None
+
+
+def test_a_mend_is_offered_where_a_newcomer_looks() -> None:
+    problem = Problem("warning", "caption_extension", "no .caption files", "hint", {"caption_extension": ".txt"})
+    said = plan.notes(PlanView(problems=[problem]), {"train_data_dir": "1 folder"}, Words({}))
+    assert said["train_data_dir"] == said["caption_extension"]
+    assert said["train_data_dir"]["set"] == {"label": "Use .txt", "values": {"caption_extension": ".txt"}}
+    assert "data-set" in plan.card(PlanView(problems=[problem]), "lora", Words({}))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from sd_scripts.training import noise
 
-STEPS = 40
+STEPS, EPOCH = 40, 8
 
 
 @contextmanager
@@ -39,18 +39,17 @@ def fixed_draws(monkeypatch: pytest.MonkeyPatch, timestep: int = 500) -> Iterato
 
 
 def fall(finished: Finished) -> float:
-    """Loss of the last pass over the four pictures as a share of that of the first."""
+    """Loss of the last epoch as a share of that of the first; each shows all four pictures twice."""
     losses = finished.losses
-    assert len(losses) >= STEPS
-    return sum(losses[-4:]) / sum(losses[:4])
+    assert len(losses) >= STEPS and len(losses) % EPOCH == 0
+    return sum(losses[-EPOCH:]) / sum(losses[:EPOCH])
 
 
-# What trains -> the share of the loss that may be left. Measured after ten passes over the pictures, for the text
-# encoder fifteen: 0.34, 0.86 and 0.35. The noise is fixed, so without a gradient the share is exactly 1; the text
-# encoder of a random model has less to say.
+# What trains -> the share of the loss that may be left. Measured: 0.39, 0.95 and 0.40. Without a gradient it is 1 to
+# six digits (see the control below); the text encoder of a random model has little to say about noise.
 PARTS: dict[str, tuple[dict[str, Any], float]] = {
     "U-Net": ({"network_train_unet_only": True}, 0.5),
-    "text encoder": ({"network_train_text_encoder_only": True, "learning_rate": 1e-3, "max_train_steps": 60}, 0.93),
+    "text encoder": ({"network_train_text_encoder_only": True, "learning_rate": 1e-3, "max_train_steps": 64}, 0.975),
     "both": ({}, 0.5),
 }
 LEARN = {
@@ -72,6 +71,13 @@ def test_four_photos_are_learned_by_heart(probe: Probe, monkeypatch: pytest.Monk
         share = fall(probe.trained(**{**LEARN, **options}))
     print(f"{part}: {share:.3f} of the loss is left")
     assert share < left
+
+
+@pytest.mark.slow
+def test_without_a_gradient_nothing_falls(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fixed_draws(monkeypatch):
+        share = fall(probe.trained(**{**LEARN, "learning_rate": 1e-12}))
+    assert share == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kohya_gui import command, dataset_view, estimate, findings, machine
+from kohya_gui import command, confinement, dataset_view, estimate, findings, machine
 from kohya_gui.dataset_view import DatasetView, Problem
 from kohya_gui.estimate import Write, bytes_text, number_text, time_text
 from kohya_gui.paths import Roots
@@ -73,10 +73,11 @@ def plan(
         full |= {key: value for key, value in built.toml.items() if not (built.files and key == "sample_prompts")}
         problems += [Problem(f.severity, f.key, f.message, f.hint) for f in check(command_name, built.toml)]
     path_keys = tuple(key for key, option in fields(command_name).items() if option.kind in ("file", "folder", "model"))
-    refused = findings.outside(full, path_keys, roots)
+    refused = confinement.refused(full, path_keys, roots)
     problems += refused.values()
     seen = {key: None if key in refused else value for key, value in full.items()}
-    dataset = dataset_view.view(seen)
+    seen = confinement.absolute(seen, path_keys)
+    dataset = confinement.datasets(dataset_view.view(seen), roots)
     problems += dataset.problems
     problems += findings.captions(dataset, "dataset_config" if seen.get("dataset_config") else "train_data_dir")
     for find in (findings.base_model, findings.other_files, findings.output, findings.samples, findings.packages):
@@ -215,5 +216,7 @@ def _disk(values: Mapping[str, Any], written: list[Write]) -> list[Problem]:
 
 
 def _sorted(problems: list[Problem]) -> list[Problem]:
-    unique = dict.fromkeys(problems)
-    return sorted(unique, key=lambda problem: problem.severity != "error")
+    unique: dict[tuple[str, str | None, str, str], Problem] = {}
+    for problem in problems:
+        unique.setdefault((problem.severity, problem.key, problem.message, problem.hint), problem)
+    return sorted(unique.values(), key=lambda problem: problem.severity != "error")

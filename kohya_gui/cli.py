@@ -44,6 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
     jobs.add_argument("what", nargs="?", default="list", choices=_JOB_ACTIONS, help="default: list")
     jobs.add_argument("id", nargs="?", default="", help="the job's id")
     jobs.add_argument("--json", action="store_true", help="list as JSON")
+    for action in actions.choices.values():
+        # kohya_gui.py passes on words from the subcommand's name, so the flag stands behind it
+        action.add_argument("--jobs_dir", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
@@ -56,6 +59,9 @@ def main(argv: Sequence[str]) -> int:
         options = build_parser().parse_args(list(argv))
     except SystemExit as leaving:
         return int(leaving.code or 0) if isinstance(leaving.code, int | None) else 2
+    # the page is given the folder that holds jobs/; both spellings name the same jobs
+    inner = options.jobs_dir / "jobs"
+    options.jobs_dir = inner if inner.is_dir() else options.jobs_dir
     try:
         if options.action == "jobs":
             return _jobs(options)

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,14 +108,42 @@ def build(
 
 def without_secrets(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that may be written into a file: no tokens, no keys, also not inside further flags."""
-    secret = {key for key, option in fields(command).items() if option.kind == "secret"}
+    known = fields(command)
+    secret = {key for key, option in known.items() if option.kind == "secret"}
     kept = {key: value for key, value in values.items() if key not in secret}
     text = kept.get("additional_parameters")
-    for key in secret if isinstance(text, str) else ():
-        text = re.sub(rf"--{key}(\s+|=)(\"[^\"]*\"|'[^']*'|\S+)", "", str(text))
-    if text is not None:
-        kept["additional_parameters"] = text
+    if isinstance(text, str):
+        kept["additional_parameters"] = _without_secret_flags(text, secret, known)
     return kept
+
+
+def _without_secret_flags(text: str, secret: set[str], known: Container[str]) -> str:
+    """The text without secret flags and their values, however these are quoted or shortened."""
+    try:
+        words = split_words(text)
+    except ValueError:
+        # it cannot be taken apart, so no part of it can be trusted to hold no secret
+        return "" if any(key[:6] in text.replace("-", "_") for key in secret) else text
+    kept: list[str] = []
+    position, found = 0, False
+    while position < len(words):
+        name, has_value, _ = words[position].partition("=")
+        name = name.removeprefix("--") if name.startswith("--") else ""
+        # argparse takes the start of a flag for the flag
+        if name and (name in secret or (name not in known and any(key.startswith(name) for key in secret))):
+            found = True
+            position += 1 if has_value else 2
+            continue
+        kept.append(words[position])
+        position += 1
+    return " ".join(_flag_quoted(word) for word in kept) if found else text
+
+
+def _flag_quoted(word: str) -> str:
+    """A word so that `split_words` gives it back: a quotation mark of one kind stands inside the other kind."""
+    if word and not re.search(r"[\s'\"]", word):
+        return word
+    return "".join(f"'{part}'" if '"' in part else f'"{part}"' for part in re.findall(r"[^']+|'+", word)) or '""'
 
 
 def _complete(command: str, values: Mapping[str, Any], notes: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -150,10 +178,22 @@ def typed(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if key not in known:
             raise UserError(f"{key} is no option of {command}.", key, nearest(key, known))
+        _refuse_broken_text(key, value)
         converted = None if is_off(known[key], value) else convert(known[key], value)
         if converted is not None:
             given[key] = converted
     return given
+
+
+def _refuse_broken_text(key: str, value: Any) -> None:
+    """Text with halves of characters (a file name in an old encoding) can stand in no TOML and no JSON."""
+    for item in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(item, str) and not item.isascii():
+            try:
+                item.encode("utf-8")
+            except UnicodeEncodeError as error:
+                shown = item.encode("utf-8", "replace").decode("utf-8")
+                raise UserError(f"{shown!r} holds a sign that is no Unicode.", key, "Rename it.") from error
 
 
 def further_flags(command: str, text: str | None) -> dict[str, Any]:

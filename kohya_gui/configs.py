@@ -162,11 +162,15 @@ def write_file(path: Path, text: str) -> None:
     Raises:
         UserError: if it cannot be written.
     """
+    if path.suffix.lower() != ".json" or path.name.startswith("."):
+        # whoever reaches the page could otherwise write text of his own into a start-up file of the shell
+        raise UserError(f"{path.name} is no name for a saved form.", hint="Let it end in .json.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+            # a file name that is no UTF-8 came in with marks for its bytes, which no file can hold
+            file.write(text.encode("utf-8", "replace").decode("utf-8"))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

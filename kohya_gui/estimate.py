@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# weights for each unit of rank (inputs plus outputs of all trained layers): U-Net, text encoder, then what training
-# convolutions adds for the rank, and for each unit of convolution rank
-_PER_RANK = {"sd1": (423_936, 165_888), "sd2": (432_128, 423_936)}
-_CONV_RANK, _CONV = 82_880, 544_000
+from kohya_gui.model_shapes import PerRank, per_rank
+
+# of the full-size models, for files whose header does not tell
+_PER_RANK = {
+    "sd1": PerRank(423_936, 165_888, 82_880, 544_000),
+    "sd2": PerRank(432_128, 423_936, 82_880, 544_000),
+}
 _BYTES = {"float": 4, "fp16": 2, "bf16": 2}
 _FACTORS = {"Standard": 1, "Kohya LoCon": 1, "LoRA-FA": 1, "LyCORIS/LoCon": 1, "LyCORIS/LoHa": 2}
 MOST_NAMES = 200
@@ -29,13 +32,14 @@ def network_weights(values: Mapping[str, Any], version: str) -> int | None:
     rank = values.get("network_dim")
     if kind not in _FACTORS or not rank or values.get("dim_from_weights"):
         return None
-    unet, text = _PER_RANK.get(version, _PER_RANK["sd1"])
-    count = 0 if values.get("network_train_text_encoder_only") else unet
-    count += 0 if values.get("network_train_unet_only") else text
+    sizes = per_rank(str(values.get("pretrained_model_name_or_path") or ""))
+    sizes = sizes or _PER_RANK.get(version, _PER_RANK["sd1"])
+    count = 0 if values.get("network_train_text_encoder_only") else sizes.unet
+    count += 0 if values.get("network_train_unet_only") else sizes.text
     total = count * int(rank)
     conv = values.get("conv_dim") if kind != "Standard" else None
     if conv and not values.get("network_train_text_encoder_only"):
-        total += _CONV_RANK * int(rank) + _CONV * int(conv)
+        total += sizes.conv_rank * int(rank) + sizes.conv * int(conv)
     return total * _FACTORS[kind]
 
 

@@ -98,7 +98,7 @@ class SameSite:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if self.allows(scope.get("method", "GET"), headers):
+        if self.allows(scope.get("method", "CONNECT"), headers):
             await self.app(scope, receive, send)
             return
         if scope["type"] == "websocket":

@@ -11,6 +11,7 @@ from kohya_gui.supervisor import read_json
 STATES = ("waiting", "starting", "training", "saving", "done", "stopped", "failed", "interrupted")
 RUNNING = ("starting", "training", "saving")
 OVER = ("done", "stopped", "failed", "interrupted")
+PROJECT = Path(__file__).resolve().parent.parent
 REQUESTS_FILE = "asked.json"
 
 _PHASES = {
@@ -99,7 +100,7 @@ def state_of(folder: Path, log: JobLog, exit_: dict[str, Any] | None) -> str:
         return _running(log)
     if (folder / supervisor.EXIT).exists():
         # it ended between the two looks
-        return _ended(read_json(folder / supervisor.EXIT) or {}, log.refresh())
+        log.refresh()
     if log.end:
         return _ended({"code": 0 if log.end.get("status") in ("done", "stopped") else 1}, log)
     return "interrupted"
@@ -125,14 +126,15 @@ def _running(log: JobLog) -> str:
 
 def newest_state(log: JobLog) -> FileMade | None:
     """The newest complete training state that still lies on the disk."""
-    states = [made for made in log.files if made.state and made.path and Path(made.path).is_dir()]
+    # the trainer runs in the project's folder, so that is where its relative paths start
+    states = [made for made in log.files if made.state and made.path and (PROJECT / made.path).is_dir()]
     return max(states, key=lambda made: made.step, default=None)
 
 
 def cause(folder: Path, state: str, log: JobLog, exit_: dict[str, Any] | None) -> failures.Failure | None:
     """Why the job failed or was interrupted; None in every other state."""
     if state == "interrupted":
-        hint = "Resume it from its last saved state." if newest_state(log) else "No state was saved: run it again."
+        hint = "Resume it from its last saved state." if newest_state(log) else "No state was saved: it starts over."
         return failures.Failure("The machine or its processes were stopped in the middle of the training.", hint)
     if state != "failed":
         return None
@@ -151,6 +153,9 @@ def view_of(folder: Path, spec: dict[str, Any], log: JobLog, position: int | Non
         # the trainer wrote its last events before it ended: read on, so that the end is seen with the exit
         log.refresh()
     state = state_of(folder, log, exit_)
+    if exit_ is None and state in OVER and (exit_ := read_json(folder / supervisor.EXIT)) is not None:
+        # it ended between the two looks: the reason stands in the file that has just come
+        state = state_of(folder, log.refresh(), exit_)
     why = cause(folder, state, log, exit_)
     last, phase = log.last, log.phase
     name = str(phase.get("name", ""))

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_gui import command, job_process, job_view, supervisor
+from kohya_gui import command, job_again, job_process, job_summary, job_view, supervisor
+from kohya_gui.job_folder import CONTROL, EVENTS, folder_name, told, write_command
 from kohya_gui.job_log import Curves, JobLog, console_lines, pace
 from kohya_gui.job_queue import QueueFile, clash, gpu_set
 from kohya_gui.job_view import JobView
@@ -27,7 +28,6 @@ from kohya_gui.supervisor import read_json, write_json
 from sd_scripts.events import REQUESTS, Control
 from sd_scripts.schema.errors import UserError
 
-EVENTS, CONTROL, CONFIG = "events.jsonl", "control", "config.toml"
 LOCK_SECONDS = 10.0
 MOST_JOBS = 2000
 # the method `list` hides the type inside the class
@@ -44,12 +44,6 @@ class Job:
     id: str
     name: str
     folder: Path
-
-
-def folder_name(name: str, job_id: str, moment: float) -> str:
-    """`<date>-<name>-<id>`, with a name that every file system takes."""
-    plain = re.sub(r"[^\w-]+", "_", name, flags=re.UNICODE).strip("_-")[:40] or "job"
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(moment))}-{plain}-{job_id}"
 
 
 class JobStore:
@@ -86,19 +80,19 @@ class JobStore:
             initial_step: the step a resumed job goes on from, for showing.
 
         Raises:
-            UserError: if the values make no command, or too many jobs lie in the folder.
+            UserError: if the values make no command, too many jobs lie in the folder, one that is not over writes the
+                same files, or the disk takes no more.
         """
         if len(self._folders()) >= MOST_JOBS:
             raise UserError(f"There are already {MOST_JOBS} jobs.", hint="Remove some that are over.")
+        job_again.refuse_same_files(values, [self.values(view.id) for view in self.list() if not view.over])
         moment = time.time()
         job_id = uuid.uuid4().hex[:8]
         folder = self.root / folder_name(name, job_id, moment)
         bound = command.build(plan.command, values, job_dir=folder, allow_plugins=self.allow_plugins)
-        folder.mkdir()
-        (folder / CONTROL).mkdir()
-        for file, text in {CONFIG: bound.toml_text, **bound.files}.items():
-            (folder / file).write_text(text, encoding="utf-8", newline="\n")
-        self.secrets.keep(bound.secrets)
+        with told(f"The job's folder {folder} cannot be written"):
+            write_command(folder, bound)
+            self.secrets.keep(bound.secrets)
         spec = {
             "version": 1,
             "id": job_id,
@@ -113,7 +107,7 @@ class JobStore:
             "initial_step": initial_step,
             "created": moment,
         }
-        with self._locked():
+        with self._locked(), told(f"The job's folder {folder} cannot be written"):
             # the spec makes the folder a job, so it is written last
             write_json(folder / supervisor.SPEC, spec)
             self._queue.append(self._waiting(), job_id)
@@ -150,7 +144,8 @@ class JobStore:
             if self._queue.held:
                 return []
             busy = [view.gpu_set for view in views if view.running]
-            for view in sorted((v for v in views if v.state == "waiting"), key=lambda v: v.position or 0):
+            # one without a place has lost files of its folder, such as the note that it was started
+            for view in sorted((v for v in views if v.position), key=lambda v: v.position or 0):
                 if not any(clash(view.gpu_set, other) for other in busy):
                     folder, spec = self._find(view.id)
                     self._launch(folder, spec)
@@ -169,7 +164,8 @@ class JobStore:
             self._children.append(job_process.launch(folder, job_process.clean_environment(os.environ, extra)))
         except OSError as error:
             message = f"The job could not be started: {error.strerror or error}."
-            write_json(folder / supervisor.EXIT, {"code": None, "message": message, "ended": time.time()})
+            with told(message):
+                write_json(folder / supervisor.EXIT, {"code": None, "message": message, "ended": time.time()})
 
     def _measure(self, views: Views) -> None:
         """Remember how fast finished jobs were, for the time in later plans."""
@@ -215,11 +211,15 @@ class JobStore:
         spec = self._spec(job_id, folder)
         if spec is None:
             return None
-        position = waiting.index(job_id) + 1 if job_id in waiting else None
-        view = job_view.view_of(folder, spec, self._log(job_id, folder).refresh(), position)
-        if view.over and (folder / supervisor.EXIT).exists():
-            # nothing in this folder changes any more
-            self._over[job_id] = view
+        view = job_summary.read(folder, spec)
+        if view is None:
+            position = waiting.index(job_id) + 1 if job_id in waiting else None
+            view = job_view.view_of(folder, spec, self._log(job_id, folder).refresh(), position)
+            if not view.over or not (folder / supervisor.EXIT).exists():
+                return view
+            job_summary.write(folder, view)
+        # nothing in this folder changes any more
+        self._over[job_id] = view
         return view
 
     def events(self, job_id: str, offset: int = 0) -> tuple[EventList, int]:
@@ -284,23 +284,21 @@ class JobStore:
             UserError: if the job still runs or waits, or is complete.
         """
         view = self.get(job_id)
-        if view.state not in ("stopped", "failed", "interrupted"):
-            hint = "Run it again instead." if view.state == "done" else "Stop it first."
-            raise UserError(f"{view.name!r} cannot be resumed, it is {view.state}.", hint=hint)
-        values = self.values(job_id)
-        if view.resume_from:
-            values["resume"] = view.resume_from
-        return self._again(job_id, values, view.resume_step)
+        log = self._log(job_id, view.folder).refresh()
+        values, step = job_again.resumed(view, self.spec(job_id), log)
+        return self._again(job_id, values, step)
 
     def run_again(self, job_id: str) -> Job:
-        """A new job with the same values, queued."""
-        return self._again(job_id, self.values(job_id), 0)
+        """A new job with the same values, queued; it writes beside the files of the first, not over them."""
+        taken = [self.values(view.id) for view in self.list() if not view.over]
+        return self._again(job_id, job_again.beside(self.values(job_id), taken), 0)
 
     def _again(self, job_id: str, values: dict[str, Any], initial_step: int) -> Job:
         spec = self.spec(job_id)
         values |= self.secrets.values(spec.get("secrets") or [])
         plan = command.build(str(spec["command"]), values, job_dir=None)
-        return self.create(plan, values, str(spec["name"]), initial_step=initial_step)
+        name = str(values.get("output_name") or spec["name"])
+        return self.create(plan, values, name, initial_step=initial_step)
 
     def move(self, job_id: str, direction: str) -> None:
         """Move a waiting job "up" (earlier) or "down".

@@ -298,7 +298,7 @@ def _typed(option: OptionField, value: Any) -> Any:
 def _is_number(value: Any) -> bool:
     try:
         return abs(float(value)) < 1e15
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

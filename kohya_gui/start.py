@@ -78,6 +78,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _usual_folders(home: Path) -> list[Path]:
+    """The folders open to the page without being asked for.
+
+    A container or a service often has / as its home and current folder, which would open everything; that must be
+    asked for.
+    """
+    found = [PROJECT, home, Path.home(), Path.cwd()]
+    return [folder for folder in found if folder.resolve() != Path(folder.resolve().anchor)]
+
+
 def serve(options: argparse.Namespace) -> int:
     """Start the page and keep it running until Ctrl+C."""
     # imported here: the flags' help and mistakes in them should not wait for the web server's import
@@ -91,7 +101,7 @@ def serve(options: argparse.Namespace) -> int:
     home = (options.jobs_dir or PROJECT).expanduser().resolve()
     store = JobStore(home / "jobs", allow_plugins=options.allow_plugins)
     chosen = settings.load_settings(Path(options.config) if options.config else home / "config.toml")
-    folders = [PROJECT, home, Path.home(), Path.cwd(), *options.allow_folder, *map(Path, chosen.allowed_paths)]
+    folders = [*_usual_folders(home), *options.allow_folder, *map(Path, chosen.allowed_paths)]
     values, name, first = chosen.values, "", ""
     if options.demo:
         values, name, first = demo.prepare(PROJECT), demo.NAME, "jobs"

@@ -29,7 +29,18 @@ def write_json(path: Path, value: Any) -> None:
         json.dump(value, file, ensure_ascii=False, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    _replace(temporary, path)
+
+
+def _replace(source: Path, target: Path) -> None:
+    """Rename over a file; on Windows wait a moment for a reader that has the old one open."""
+    for _ in range(50 if WINDOWS else 0):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            time.sleep(0.02)
+    os.replace(source, target)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

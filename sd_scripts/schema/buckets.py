@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from sd_scripts.schema.errors import DataError
 
 Size = tuple[int, int]
+LONGEST = 32_768
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,15 @@ class Bucketer:
         elif rule.no_upscale:
             self.sizes = []
         else:
+            self._refuse_endless()
             low, high = rule.rounded_range()
             self.sizes = bucket_sizes(rule.resolution, low, high, rule.step)
+
+    def _refuse_endless(self) -> None:
+        """Raise DataError for sides whose buckets would take hours to count."""
+        for key, side in (("resolution", max(self.bucketing.resolution)), ("max_bucket_reso", self.bucketing.maximum)):
+            if side > LONGEST:
+                raise DataError(f"{key} is {side}, above {LONGEST} pixels", key=key, hint="512 to 2048 is usual.")
 
     def use_sizes(self, sizes: Iterable[Size]) -> None:
         """Take exactly these buckets (a metadata file that names the training resolution of every picture)."""

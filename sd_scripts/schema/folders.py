@@ -90,8 +90,9 @@ def scan_class_folders(root: Path | str, caption_extension: str = ".caption") ->
     Raises DataError where the root is missing or cannot be read.
     """
     root = Path(root)
-    if not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "does not exist"
+    # os.path answers no where pathlib raises: for a name longer than a file system takes
+    if not os.path.isdir(root):
+        what = "is a file, not a folder" if os.path.exists(root) else "does not exist"
         raise DataError(f"the picture folder {root} {what}", key="train_data_dir")
     try:
         with os.scandir(root) as entries:

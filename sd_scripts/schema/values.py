@@ -10,13 +10,18 @@ def parse_resolution(text: str) -> tuple[int, int]:
         UserError: if the text is none of these.
     """
     parts = [part.strip() for part in str(text).lower().replace("x", ",").split(",") if part.strip()]
-    if len(parts) not in (1, 2) or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) not in (1, 2) or not all(map(_is_side, parts)):
         raise UserError(
             f"resolution is {text!r}, but must be one number or width,height in pixels.",
             "resolution",
             "For instance 512 or 512,768.",
         )
     return int(parts[0]), int(parts[-1])
+
+
+def _is_side(text: str) -> bool:
+    # seven digits are far beyond any picture, and Python refuses to read thousands of them
+    return text.isdecimal() and len(text) < 8 and int(text) > 0
 
 
 def parse_face_crop_range(text: str | None) -> tuple[float, float] | None:

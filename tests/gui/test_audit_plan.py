@@ -1,0 +1,106 @@
+"""The plan tells true sizes, looks where the trainer will look, and never outside the allowed folders."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from kohya_gui import checks, command, confinement, estimate, model_shapes
+from kohya_gui.paths import Roots
+
+UNET = "model.diffusion_model.input_blocks.1."
+TEXT = "cond_stage_model.transformer.text_model.encoder.layers.0."
+SHAPES = {
+    UNET + "1.transformer_blocks.0.attn1.to_q.weight": (32, 32),
+    UNET + "1.transformer_blocks.0.attn2.to_k.weight": (32, 768),
+    UNET + "1.transformer_blocks.0.ff.net.0.proj.weight": (256, 32),
+    UNET + "1.proj_in.weight": (32, 32, 1, 1),
+    UNET + "1.norm.weight": (32,),
+    UNET + "0.in_layers.2.weight": (32, 16, 3, 3),
+    UNET + "0.emb_layers.1.weight": (32, 128),
+    "model.diffusion_model.out.2.weight": (4, 32, 3, 3),
+    "first_stage_model.decoder.mid.attn_1.proj_out.weight": (96, 96, 1, 1),
+    TEXT + "self_attn.q_proj.weight": (64, 64),
+    TEXT + "mlp.fc1.weight": (256, 64),
+    TEXT + "layer_norm1.weight": (64,),
+}
+PER_RANK = model_shapes.PerRank(64 + 800 + 288 + 64, 128 + 320, 160, 32 + 16 * 9)
+
+
+def header(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
+    """A safetensors file of empty tensors that claim these shapes."""
+    table = {name: {"dtype": "F16", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
+    raw = json.dumps(table).encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw)
+    return path
+
+
+def test_the_size_follows_the_shapes_of_the_base_model(tmp_path: Path) -> None:
+    model = header(tmp_path / "small.safetensors", SHAPES)
+    assert model_shapes.per_rank(str(model)) == PER_RANK
+    values = {"LoRA_type": "Standard", "network_dim": 4, "pretrained_model_name_or_path": str(model)}
+    assert estimate.file_size(values, "sd1") == 4 * 4 * (PER_RANK.unet + PER_RANK.text)
+    assert estimate.file_size({**values, "network_train_unet_only": True}, "sd1") == 4 * 4 * PER_RANK.unet
+    conv = {**values, "LoRA_type": "Kohya LoCon", "conv_dim": 2, "save_precision": "fp16"}
+    whole = 4 * (PER_RANK.unet + PER_RANK.text) + 4 * PER_RANK.conv_rank + 2 * PER_RANK.conv
+    assert estimate.file_size(conv, "sd1") == 2 * whole
+
+
+def test_open_clip_counts_question_key_and_value_apart_and_not_the_last_layer() -> None:
+    block = "cond_stage_model.model.transformer.resblocks.{}."
+    shapes = {
+        block.format(number) + name: shape
+        for number in (0, 1)
+        for name, shape in (
+            ("attn.in_proj_weight", (96, 32)),
+            ("attn.out_proj.weight", (32, 32)),
+            ("mlp.c_fc.weight", (128, 32)),
+        )
+    }
+    assert model_shapes.of_text(shapes) == 3 * 64 + 64 + 160
+
+
+@pytest.mark.parametrize("text", ["user/model", "missing.safetensors", "torn.safetensors", "old.ckpt", ""])
+def test_a_model_that_tells_no_shapes_counts_as_full_size(tmp_path: Path, text: str) -> None:
+    (tmp_path / "torn.safetensors").write_bytes(b"12345")
+    values = {"LoRA_type": "Standard", "network_dim": 8, "pretrained_model_name_or_path": str(tmp_path / text)}
+    assert estimate.file_size(values, "sd1") == 4 * 8 * (423_936 + 165_888)
+
+
+def test_relative_paths_start_where_the_trainer_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tests").mkdir()
+    monkeypatch.chdir(tmp_path)
+    view = checks.plan("train_network", {"LoRA_type": "Standard", "train_data_dir": "tests/gui/none"})
+    assert any(str(command.PROJECT / "tests/gui/none") in p.message for p in view.problems)
+    keys = ("pretrained_model_name_or_path", "output_dir", "resume")
+    given = {"pretrained_model_name_or_path": "user/model", "output_dir": "out", "resume": "~/x"}
+    assert confinement.absolute(given, keys) == {**given, "output_dir": str(command.PROJECT / "out")}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("base_weights", ["/etc/passwd"]),
+        ("extra_accelerate_launch_args", "--log_dir /etc/x"),
+        ("extra_accelerate_launch_args", "--config_file=/etc/x.yaml"),
+        ("train_data_dir", "/etc"),
+    ],
+)
+def test_no_field_reaches_outside_the_allowed_folders(tmp_path: Path, key: str, value: object) -> None:
+    view = checks.plan("train_network", {"LoRA_type": "Standard", key: value}, Roots([tmp_path]))
+    assert any(p.key == key and "outside" in p.message for p in view.problems), view.problems
+
+
+def test_a_description_shows_no_pictures_from_outside(tmp_path: Path) -> None:
+    strange, allowed = tmp_path / "strange", tmp_path / "allowed"
+    for folder in (strange, allowed):
+        folder.mkdir()
+        Image.new("RGB", (64, 64)).save(folder / "a.png")
+    text = "".join(f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{f}'\n" for f in (strange, allowed))
+    (allowed / "d.toml").write_text(text)
+    values = {"LoRA_type": "Standard", "dataset_config": str(allowed / "d.toml")}
+    view = checks.plan("train_network", values, Roots([allowed]))
+    assert view.dataset is not None and [f.path for f in view.dataset.folders] == [str(allowed)]
+    assert any(p.key == "dataset_config" and "outside" in p.message for p in view.problems)

@@ -15,7 +15,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio as gr
 from starlette.middleware import Middleware
 
-from kohya_gui import served, widgets
+from kohya_gui import frozen, served, widgets  # noqa: F401 (frozen acts by being imported, before the others)
 from kohya_gui.exposure import Exposure, SameSite
 from kohya_gui.services import Services
 from kohya_gui.tabs import about, lora
@@ -144,6 +144,8 @@ def build(services: Services) -> App:
     )
     with gr.Blocks(title="Kohya's GUI", analytics_enabled=False, fill_width=True) as blocks:
         _build_head(services, jobs)
+        for tab in tabs:
+            tab.build_memory()
         with gr.Tabs(elem_id="top", overflow_behavior="wrap", selected=services.first_tab or None):
             for tab in tabs:
                 with gr.Tab(words(tab.spec.title), id=tab.spec.name, elem_id=f"top-{tab.spec.name}"):

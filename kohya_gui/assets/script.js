@@ -1,4 +1,5 @@
-// The page's own script: dresses Gradio's fields (marks, notes, browse), finds them, opens dialogs. Gradio moves the data.
+// The page's own script: dresses Gradio's fields (marks, notes, browse), finds them, opens dialogs.
+// Gradio moves the data.
 (() => {
   const K = window.kohya = { facts: {}, words: {}, state: {}, bridge: {} };
   const $ = (selector, root = document) => root.querySelector(selector);
@@ -121,8 +122,9 @@
       if (names.some((name) => name.includes(query))) return 2;
       return tip.toLowerCase().includes(query) ? 3 : 9;
     };
-    const scored = Object.entries(K.facts[tab]).filter(([, fact]) => fact.tip).map(([key, fact]) => [points(key, fact), key]);
-    const hits = scored.filter(([score]) => score < 9).sort((a, b) => a[0] - b[0]).slice(0, 10);
+    const known = Object.entries(K.facts[tab]).filter(([, fact]) => fact.tip);
+    const hits = known.map(([key, fact]) => [points(key, fact), key])
+      .filter(([score]) => score < 9).sort((a, b) => a[0] - b[0]).slice(0, 10);
     const list = tag('div', 'k-results');
     for (const [, key] of hits) {
       const row = tag('button', 'k-result', K.facts[tab][key].label);
@@ -228,7 +230,10 @@
     if (place.dataset.drop) upload(place, [...event.dataTransfer.files]);
   });
   on('keydown', (event, near) => {
-    if (event.key === 'Enter' && near('.k-search')) { event.preventDefault(); $('.k-search .k-result[data-go]')?.click(); }
+    if (event.key === 'Enter' && near('.k-search')) {
+      event.preventDefault();
+      $('.k-search .k-result[data-go]')?.click();
+    }
     if (event.key === 'Escape') $('.k-results')?.remove();
     const form = all('.k-form').find((element) => element.offsetParent);
     const button = { s: 'save', Enter: 'start' }[event.key];
@@ -238,7 +243,8 @@
   });
   on('DOMContentLoaded', () => {
     const wanted = localStorage.getItem('kohya-theme');
-    document.body.classList.toggle('dark', wanted ? wanted === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches);
+    const system = matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light';
+    document.body.classList.toggle('dark', (wanted ?? system) === 'dark');
   });
   // ---- progress in the tab's title, the badge on Jobs, a notification at the end
   K.progress = (value) => {

@@ -60,7 +60,8 @@ class JobsTab:
     # ------------------------------------------------------------------ building
 
     def build_status(self) -> None:
-        """The progress line for the page's head; stands outside the tabs."""
+        """The progress line for the page's head, and the time of the visit; they stand outside the tabs."""
+        self.visit = gr.BrowserState(0.0, storage_key="kohya-visit", secret="kohya-visit")
         self.status = widgets.html(
             "",
             elem_id="jobs-status",
@@ -70,7 +71,6 @@ class JobsTab:
     def build_away(self) -> None:
         """The line that says what ended since this browser's last visit; stands above the first tab."""
         self.away = widgets.html("", elem_id="jobs-away")
-        self.visit = gr.BrowserState(0.0, storage_key="kohya-visit", secret="kohya-visit")
 
     def build(self) -> None:
         """Make the tab."""

@@ -61,11 +61,14 @@ class TrainingTab:
 
     # ------------------------------------------------------------------ building
 
+    def build_memory(self) -> None:
+        """Make what the browser keeps; outside the tabs, as a tab that was never opened keeps nothing."""
+        self.kept = gr.BrowserState(None, storage_key=f"kohya-{self.spec.name}", secret="kohya-form")
+
     def build(self) -> None:
         """Make the tab."""
         name = self.spec.name
         self.manner = gr.State(Manner())
-        self.kept = gr.BrowserState(None, storage_key=f"kohya-{name}", secret="kohya-form")
         with gr.Column(elem_id=f"{name}-tab", elem_classes=["k-tab"]), gr.Row(elem_classes=["k-two"]):
             with gr.Column(elem_classes=["k-left"]):
                 self.bar.build()

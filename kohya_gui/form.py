@@ -289,6 +289,7 @@ class Form:
                 "group": f"{self.tab}-group-{place.accordion}" if place.accordion else "",
                 "kind": option.kind if option.kind in widgets.PATH_KINDS else "",
                 "basic": key in self.basic,
+                "unit": self.words(option.unit) if option.unit else "",
                 "list": [str(choice) for choice in option.choices] if option.kind in widgets.PATH_KINDS else [],
             }
         return entries

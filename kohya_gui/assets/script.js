@@ -31,7 +31,8 @@
     const fact = K.facts[tab]?.[key];
     if (!fact || element.dataset.k) return;
     element.dataset.k = key;
-    $('[data-testid=block-info], .label-text', element)?.setAttribute('title', fact.tip);
+    const label = $('[data-testid=block-info], .label-text', element);
+    if (label) { label.title = fact.tip; label.dataset.unit = fact.unit; }
     const input = $('input, textarea', element);
     input?.setAttribute('aria-describedby', `${element.id}-note`);
     const reset = tag('button', 'k-reset', '', { type: 'button', title: word('Undo this change') });

@@ -17,7 +17,6 @@ class NetworkArgsOptions:
         label="LoRA type",
         choices=tuple(LORA_TYPES),
         target="gui",
-        basic=True,
     )
     LyCORIS_preset: str = option(
         "full",

@@ -83,10 +83,6 @@ class Family(Protocol):
         """Choose attention, fp8 storage and memory layout; called once, before any network is attached."""
         ...
 
-    def use_fast_layout(self, model: Model) -> None:
-        """Lay weights out as the device computes fastest; called once, after the network is attached."""
-        ...
-
     def use_gradient_checkpointing(self, model: Model, *, text: bool) -> None:
         """Compute activations twice instead of keeping them; called before the method attaches."""
         ...

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sd_scripts.families.base import Conditioning, Model, Views
 from sd_scripts.models.attention import use_attention, use_gradient_checkpointing
-from sd_scripts.models.fp8 import FP8, store_in_fp8
+from sd_scripts.models.fp8 import store_in_fp8
 from sd_scripts.models.loading import Progress, load_sd
 from sd_scripts.models.text import chunk_count, encode, encode_captions
 from sd_scripts.models.view import text_view, unet_view
@@ -70,14 +70,6 @@ class StableDiffusion:
         if options.fp8_base and not options.fp8_base_unet:
             for encoder in model.text_encoders:
                 store_in_fp8(encoder)
-
-    def use_fast_layout(self, model: Model) -> None:
-        """Store the U-Net's convolutions channels last: a tenth less time a step on a CPU, and tensor cores like it.
-
-        Call it after a network is attached: plugins copy weights with their layout, and LyCORIS cannot save this one.
-        """
-        if model.unet.conv_in.weight.dtype != FP8:
-            model.unet.to(memory_format=torch.channels_last)
 
     def use_gradient_checkpointing(self, model: Model, *, text: bool) -> None:
         """Compute activations twice instead of keeping them; `text` says whether the text encoder trains too."""

@@ -49,6 +49,14 @@ class _FusedLinear(torch.autograd.Function):
         return grad_x, None, None, grad_down, grad_up, None
 
 
+def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
+    """A 1x1 convolution as a matrix product: [B, in, H, W] and [out, in, 1, 1] -> [B, out, H, W].
+
+    With the few channels of a rank, torch's convolution takes a slow path on a CPU: 5 % of a step of SD 1.5.
+    """
+    return torch.matmul(weight.flatten(1), x.flatten(2)).view(x.shape[0], -1, *x.shape[2:])
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype that a layer works in for this input: autocast's where it is on, else the input's own."""
     device = x.device.type
@@ -171,7 +179,10 @@ class LoRAModule(nn.Module):
         weight = self._down.to(dtype)
         if isinstance(self.lora_down, nn.Conv2d):
             down = self.lora_down
-            inner = F.conv2d(x, weight, None, down.stride, down.padding, down.dilation)
+            if down.kernel_size == (1, 1) and down.stride == (1, 1) and down.padding == (0, 0):
+                inner = _pointwise(x, weight)
+            else:
+                inner = F.conv2d(x, weight, None, down.stride, down.padding, down.dilation)
         else:
             inner = F.linear(x, weight)
         scale = self._scale_for(x)
@@ -180,7 +191,7 @@ class LoRAModule(nn.Module):
         if self.training and self.rank_dropout is not None:
             inner, scale = self._drop_ranks(inner, scale)
         up = self._up.to(dtype)
-        detour = F.conv2d(inner * scale, up) if up.dim() == 4 else F.linear(inner * scale, up)
+        detour = _pointwise(inner * scale, up) if up.dim() == 4 else F.linear(inner * scale, up)
         # A convolution's output is kept by nobody, so the sum may take its memory.
         in_place = self._plain and up.dim() == 4 and base.dtype == detour.dtype
         return base.add_(detour) if in_place else base + detour

@@ -176,7 +176,6 @@ def attach(
         weight_dtype=precision.weights,
         network_dtype=precision.trained,
     )
-    family.use_fast_layout(model)
     if config.training.torch_compile and config.training.dynamo_backend != "no":
         model.unet.compile(backend=compiler(config.training.dynamo_backend))
 

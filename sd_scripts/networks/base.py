@@ -62,9 +62,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             yield temporary
         # safetensors makes files that only their owner may read; others on the machine use these.
         temporary.chmod(usual)
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, target)
-        _flush_folder(target.parent)
+        flush_folder(target.parent)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -90,13 +90,13 @@ def _has_room(folder: Path) -> bool:
     return shutil.disk_usage(folder).free > 1 << 20
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Ask the system to put the file's bytes on the disk before it is renamed."""
     with open(path, "rb+") as handle:
         os.fsync(handle.fileno())
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Make the rename itself durable; systems that cannot open a folder (Windows) do it on their own."""
     if os.name == "nt":
         return

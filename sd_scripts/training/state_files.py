@@ -1,7 +1,6 @@
 """The files inside a training state folder: written completely or not at all, and never run when read."""
 
 import json
-import os
 import pickle
 import shutil
 import zlib
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sd_scripts.networks.base import atomic_path, writing_errors
+from sd_scripts.networks.base import atomic_path, flush, flush_folder, writing_errors
 from sd_scripts.schema.errors import UserError
 
 # accelerate's names, so that either program finds its way in the other's folder.
@@ -42,21 +41,6 @@ def random_states_name(process_index: int) -> str:
     return f"random_states_{process_index}.pkl"
 
 
-def _flush(path: Path) -> None:
-    with open(path, "rb+") as handle:
-        os.fsync(handle.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open folders, and needs no such call
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _beside(folder: Path, ending: str) -> Path:
     """A hidden name in the same place, so that renaming stays within one file system."""
     return folder.with_name(f".{folder.name}.{ending}")
@@ -73,7 +57,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     with writing_errors(path):
         save_file(copies, str(path))
-    _flush(path)
+    flush(path)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -147,12 +131,12 @@ def _finish(folder: Path, temporary: Path, replaced: Path, about: dict[str, Any]
         path.name: {"bytes": path.stat().st_size, "crc32": _checksum(path)} for path in sorted(temporary.iterdir())
     }
     write_json(temporary / MANIFEST, {**about, "files": files})
-    _flush_folder(temporary)
+    flush_folder(temporary)
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():
         folder.rename(replaced)
     temporary.rename(folder)
-    _flush_folder(folder.parent)
+    flush_folder(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 

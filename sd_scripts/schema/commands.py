@@ -1,91 +1,64 @@
-"""The commands, the sections of options each one takes, and the objects that their options become."""
+"""The commands: which family of models each one trains by which method, and which options it offers."""
 
-import dataclasses
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from .dataset import CaptionOptions, DatasetOptions
-from .finding import Finding
-from .gui import GuiOptions
+from .configs import (
+    Config,
+    TrainConfig,
+    TrainControlNetConfig,
+    TrainEmbeddingConfig,
+    TrainFullConfig,
+    TrainLLLiteConfig,
+    TrainNetworkConfig,
+    section_classes,
+)
+from .gui import GuiOptions, PageOptions
 from .launcher import LauncherOptions
-from .logging import LoggingOptions
-from .loss import LossOptions
-from .model import ModelOptions
-from .network import NetworkOptions
 from .networkargs import NetworkArgsOptions
-from .optimizer import OptimizerOptions
-from .run import RunOptions
-from .sampling import SamplingOptions
-from .saving import SavingOptions
-from .training import TrainingOptions
-from .validation import ValidationOptions
 
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """The options of one run, section by section. Nothing writes to it after parsing.
-
-    `given` are the keys that were set on the command line or in the file; `warnings` are doubts about them that did not
-    stop the run.
-    """
-
-    command: str = ""
-    given: frozenset[str] = frozenset()
-    warnings: tuple[Finding, ...] = ()
-
-    def values(self) -> dict[str, Any]:
-        """All options as one flat mapping from key to value."""
-        flat: dict[str, Any] = {}
-        for name in section_classes(type(self)):
-            part = getattr(self, name)
-            flat.update({entry.name: getattr(part, entry.name) for entry in dataclasses.fields(part)})
-        return flat
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(Config):
-    """What every trainer takes."""
-
-    model: ModelOptions = field(default_factory=ModelOptions)
-    dataset: DatasetOptions = field(default_factory=DatasetOptions)
-    captions: CaptionOptions = field(default_factory=CaptionOptions)
-    training: TrainingOptions = field(default_factory=TrainingOptions)
-    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    loss: LossOptions = field(default_factory=LossOptions)
-    saving: SavingOptions = field(default_factory=SavingOptions)
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    validation: ValidationOptions = field(default_factory=ValidationOptions)
-    logging: LoggingOptions = field(default_factory=LoggingOptions)
-    run: RunOptions = field(default_factory=RunOptions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainNetworkConfig(TrainConfig):
-    """What the trainer of LoRA and its relatives takes."""
-
-    network: NetworkOptions = field(default_factory=NetworkOptions)
-
-
-def section_classes(config: type[Config]) -> dict[str, type]:
-    """The sections of a config class: attribute -> section class."""
-    own = {entry.name for entry in dataclasses.fields(Config)}
-    hints = typing.get_type_hints(config)
-    return {entry.name: hints[entry.name] for entry in dataclasses.fields(config) if entry.name not in own}
+__all__ = [
+    "COMMANDS",
+    "Command",
+    "Config",
+    "TrainConfig",
+    "TrainControlNetConfig",
+    "TrainEmbeddingConfig",
+    "TrainFullConfig",
+    "TrainLLLiteConfig",
+    "TrainNetworkConfig",
+    "section_classes",
+]
 
 
 @dataclass(frozen=True)
 class Command:
-    """A trainer: its script, the family and method it stands for, and its options."""
+    """A trainer: its script, the family and method it stands for, and its options.
+
+    `without` are options of its sections that it does not offer; `changes` says for single options what differs here
+    from the record (default, choices, help, ...). `form` are sections that only the page has.
+    """
 
     name: str
-    module: str
     family: str
     method: str
-    config: type[Config]
-    form: Mapping[str, type] = field(default_factory=dict)
+    config: type[TrainConfig]
+    title: str
+    form: Mapping[str, type]
+    without: frozenset[str] = frozenset()
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def module(self) -> str:
+        """The script, seen from the project's folder."""
+        return f"sd_scripts/{self.name}.py"
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The defaults that differ from those of the section classes."""
+        return {key: change["default"] for key, change in self.changes.items() if "default" in change}
 
     @cached_property
     def sections(self) -> dict[str, type]:
@@ -93,16 +66,170 @@ class Command:
         return section_classes(self.config)
 
 
+_NETWORK_FORM: Mapping[str, type] = {"launcher": LauncherOptions, "network_args": NetworkArgsOptions, "gui": GuiOptions}
+_FORM: Mapping[str, type] = {"launcher": LauncherOptions, "gui": PageOptions}
+
+_MODEL_FORMATS: Mapping[str, Any] = {
+    "default": None,
+    "choices": ("ckpt", "safetensors", "diffusers", "diffusers_safetensors"),
+    "help": "File format of the result: one file (safetensors, or ckpt for old programs) or a diffusers folder. "
+    "Without a choice, that of the base model.",
+}
+_EMBEDDING_FORMATS: Mapping[str, Any] = {"default": "pt", "optional": False}
+_SMALL_FORMATS: Mapping[str, Any] = {"optional": False}
+
+
+def _rate(words: str) -> Mapping[str, Any]:
+    return {"help": f"How far each step moves the weights. {words}; 1 for Prodigy and DAdapt, which find it."}
+
+
+_SDXL: Mapping[str, Mapping[str, Any]] = {
+    "resolution": {"help": "Size to train at, in pixels: one number for a square, or width,height. 1024 for SDXL."},
+    "bucket_reso_steps": {
+        "help": "Sides of buckets are multiples of this; for SDXL it is a multiple of 32. Smaller numbers cut off less "
+        "of the picture, but make more and smaller batches.",
+        "step": 32,
+    },
+    "v2": {"help": "Stable Diffusion 2.x. This trainer is for SDXL and takes no such model."},
+    "weighted_captions": {"help": "Weights in captions, as in (word:1.3). Not offered for SDXL."},
+    "clip_skip": {"help": "Take the text encoder's output this many layers before the end. Leave empty for SDXL."},
+}
+_FULL: Mapping[str, Mapping[str, Any]] = {
+    "save_model_as": _MODEL_FORMATS,
+    "learning_rate": _rate("About 1e-6 to 1e-5 for a whole model"),
+    "fp8_base": {"help": "Store a frozen base model in 8 bits. Without effect here, where the model itself learns."},
+}
+_EMBEDDING: Mapping[str, Mapping[str, Any]] = {
+    "save_model_as": _EMBEDDING_FORMATS,
+    "learning_rate": _rate("About 5e-3 for an embedding"),
+}
+_LLLITE_NETWORK: Mapping[str, Mapping[str, Any]] = {
+    "network_dim": {
+        "when": None,
+        "help": "Rank: the size of each of the small networks. 64 is usual; more can follow the control picture more "
+        "closely and makes a larger file.",
+    },
+    "network_dropout": {"when": None},
+    "network_weights": {
+        "when": None,
+        "label": "Go on from this LLLite",
+        "help": "A ControlNet-LLLite file to go on from, instead of starting with empty networks.",
+        "aliases": (),
+    },
+}
+
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
         Command(
             name="train_network",
-            module="sd_scripts/train_network.py",
             family="sd",
             method="network",
             config=TrainNetworkConfig,
-            form={"launcher": LauncherOptions, "network_args": NetworkArgsOptions, "gui": GuiOptions},
+            title="LoRA and its relatives for Stable Diffusion 1 and 2",
+            form=_NETWORK_FORM,
+            changes={"save_model_as": _SMALL_FORMATS},
+        ),
+        Command(
+            name="sdxl_train_network",
+            family="sdxl",
+            method="network",
+            config=TrainNetworkConfig,
+            title="LoRA and its relatives for SDXL",
+            form=_NETWORK_FORM,
+            changes={**_SDXL, "save_model_as": _SMALL_FORMATS},
+        ),
+        Command(
+            name="train_db",
+            family="sd",
+            method="full",
+            config=TrainFullConfig,
+            title="DreamBooth: the whole model of Stable Diffusion 1 and 2, from picture folders",
+            form=_FORM,
+            without=frozenset({"in_json", "dataset_repeats", "train_text_encoder", "diffusers_xformers"}),
+            changes=_FULL,
+        ),
+        Command(
+            name="fine_tune",
+            family="sd",
+            method="full",
+            config=TrainFullConfig,
+            title="Fine-tuning: the whole model of Stable Diffusion 1 and 2, from a metadata file",
+            form=_FORM,
+            without=frozenset(
+                {
+                    "reg_data_dir", "prior_loss_weight", "conditioning_data_dir", "stop_text_encoder_training",
+                    "no_token_padding",
+                }
+            ),
+            changes=_FULL,
+        ),
+        Command(
+            name="sdxl_train",
+            family="sdxl",
+            method="full",
+            config=TrainFullConfig,
+            title="The whole SDXL model",
+            form=_FORM,
+            without=frozenset({"stop_text_encoder_training", "no_token_padding"}),
+            changes={**_SDXL, **_FULL},
+        ),
+        Command(
+            name="train_textual_inversion",
+            family="sd",
+            method="embedding",
+            config=TrainEmbeddingConfig,
+            title="Textual Inversion for Stable Diffusion 1 and 2",
+            form=_FORM,
+            changes=_EMBEDDING,
+        ),
+        Command(
+            name="train_textual_inversion_XTI",
+            family="sd",
+            method="xti",
+            config=TrainEmbeddingConfig,
+            title="Textual Inversion with a vector for each block (XTI) for Stable Diffusion 1 and 2",
+            form=_FORM,
+            changes=_EMBEDDING,
+        ),
+        Command(
+            name="sdxl_train_textual_inversion",
+            family="sdxl",
+            method="embedding",
+            config=TrainEmbeddingConfig,
+            title="Textual Inversion for SDXL",
+            form=_FORM,
+            changes={**_SDXL, **_EMBEDDING},
+        ),
+        Command(
+            name="train_controlnet",
+            family="sd",
+            method="controlnet",
+            config=TrainControlNetConfig,
+            title="ControlNet for Stable Diffusion 1 and 2",
+            form=_FORM,
+            changes={"save_model_as": _SMALL_FORMATS, "learning_rate": _rate("About 1e-5 for a ControlNet")},
+        ),
+        Command(
+            name="sdxl_train_control_net_lllite",
+            family="sdxl",
+            method="lllite",
+            config=TrainLLLiteConfig,
+            title="ControlNet-LLLite for SDXL",
+            form=_FORM,
+            without=frozenset(
+                {
+                    "network_module", "network_alpha", "network_args", "dim_from_weights", "scale_weight_norms",
+                    "base_weights", "base_weights_multiplier", "network_train_unet_only",
+                    "network_train_text_encoder_only",
+                }
+            ),
+            changes={
+                **_SDXL,
+                **_LLLITE_NETWORK,
+                "save_model_as": _SMALL_FORMATS,
+                "learning_rate": _rate("About 2e-4 for ControlNet-LLLite"),
+            },
         ),
     )
-}
+}  # fmt: skip

@@ -23,6 +23,7 @@ class DatasetOptions:
         "an epoch becomes twice as long.",
         label="Regularisation pictures",
         kind="folder",
+        methods=("network", "full", "embedding", "xti"),
     )
     dataset_config: str | None = option(
         None,
@@ -212,6 +213,7 @@ class DatasetOptions:
         minimum=0,
         step=0.05,
         place="Parameters",
+        methods=("network", "full", "embedding", "xti"),
     )
     max_data_loader_n_workers: int = option(
         8,
@@ -308,6 +310,7 @@ class CaptionOptions:
         minimum=0,
         maximum=1,
         step=0.01,
+        methods=("network", "full", "controlnet", "lllite"),
     )
     caption_dropout_every_n_epochs: int = option(
         0,
@@ -316,6 +319,7 @@ class CaptionOptions:
         minimum=0,
         step=1,
         unit="epochs",
+        methods=("network", "full", "controlnet", "lllite"),
     )
     caption_tag_dropout_rate: float = option(
         0.0,
@@ -324,6 +328,7 @@ class CaptionOptions:
         minimum=0,
         maximum=1,
         step=0.01,
+        methods=("network", "full", "controlnet", "lllite"),
     )
     token_warmup_min: int = option(
         1,

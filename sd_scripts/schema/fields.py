@@ -2,7 +2,8 @@
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -41,7 +42,8 @@ def trainer_fields(command: str) -> Mapping[str, OptionField]:
     Raises:
         UserError: for an unknown command.
     """
-    return _collect(find_command(command).sections)
+    found = find_command(command)
+    return _collect(_offered(found))
 
 
 @cache
@@ -52,18 +54,31 @@ def fields(command: str) -> Mapping[str, OptionField]:
         UserError: for an unknown command.
     """
     found = find_command(command)
-    return _collect({**found.sections, **found.form})
+    form = (field for attr, cls in found.form.items() for field in section_fields(cls, attr))
+    return _collect([*_offered(found), *form])
 
 
-def _collect(sections: Mapping[str, type]) -> Mapping[str, OptionField]:
-    collected: dict[str, OptionField] = {}
-    for attr, cls in sections.items():
+def _offered(command: Command) -> list[OptionField]:
+    """The options of the command's own sections that it offers, as they are there."""
+    offered = []
+    for attr, cls in command.sections.items():
         for field in section_fields(cls, attr):
-            if field.key in collected:
-                raise TypeError(
-                    f"the option {field.key} is declared twice: in {collected[field.key].section} and {field.section}"
-                )
-            collected[field.key] = field
+            fits = (not field.families or command.family in field.families) and (
+                not field.methods or command.method in field.methods
+            )
+            if fits and field.key not in command.without:
+                offered.append(replace(field, **command.changes.get(field.key, {})))
+    return offered
+
+
+def _collect(found: Iterable[OptionField]) -> Mapping[str, OptionField]:
+    collected: dict[str, OptionField] = {}
+    for field in found:
+        if field.key in collected:
+            raise TypeError(
+                f"the option {field.key} is declared twice: in {collected[field.key].section} and {field.section}"
+            )
+        collected[field.key] = field
     return collected
 
 

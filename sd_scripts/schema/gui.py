@@ -5,8 +5,8 @@ from .option import option, section
 
 
 @section("Form", target="gui")
-class GuiOptions:
-    """Values from which the page works out options of the trainer."""
+class PageOptions:
+    """Values from which the page works out options of any trainer."""
 
     model_list: str = option(
         "custom",
@@ -39,29 +39,12 @@ class GuiOptions:
         unit="%",
         when=HAS_WARMUP,
     )
-    stop_text_encoder_training: int = option(
-        0,
-        "Percentage of the steps after which the text encoder stops learning. It has no effect on a LoRA; kept for "
-        "old files.",
-        label="Stop text encoder after",
-        minimum=-1,
-        maximum=100,
-        step=1,
-        unit="%",
-        aliases=("stop_text_encoder_training_pct",),
-    )
     noise_offset_type: str = option(
         "Original",
         "Which way to learn dark and bright pictures: one shift for the whole picture (Original) or layers of coarse "
         "noise (Multires).",
         label="Kind of noise offset",
         choices=("Original", "Multires"),
-    )
-    sdxl_cache_text_encoder_outputs: bool = option(
-        False,
-        "Encode captions once and keep the result; SDXL only, with U-Net training only.",
-        label="Cache encoded captions (SDXL)",
-        families=("sdxl",),
     )
     sample_prompt_text: str | None = option(
         None,
@@ -77,4 +60,26 @@ class GuiOptions:
         "Further flags of the trainer, as typed in a terminal. They go before the fields.",
         label="Further flags",
         kind="long",
+    )
+
+
+@section("Form", target="gui")
+class GuiOptions(PageOptions):
+    """The same for networks, with two keys of older files."""
+
+    stop_text_encoder_training: int = option(
+        0,
+        "Percentage of the steps after which the text encoder stops learning. It has no effect on a LoRA; kept for "
+        "old files.",
+        label="Stop text encoder after",
+        minimum=-1,
+        maximum=100,
+        step=1,
+        unit="%",
+        aliases=("stop_text_encoder_training_pct",),
+    )
+    sdxl_cache_text_encoder_outputs: bool = option(
+        False,
+        "Encode captions once and keep the result; SDXL only, with U-Net training only.",
+        label="Cache encoded captions (SDXL)",
     )

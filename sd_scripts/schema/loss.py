@@ -161,4 +161,5 @@ class LossOptions:
         False,
         "Learn only the parts that a mask shows bright. Masks come from a folder of masks or from transparency.",
         label="Masked loss",
+        methods=("network", "full", "embedding", "xti"),
     )

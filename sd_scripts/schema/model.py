@@ -30,7 +30,6 @@ class ModelOptions:
         False,
         "The base model is Stable Diffusion 2.x. Normally seen in the file itself; a contradiction is reported.",
         label="Stable Diffusion 2.x",
-        families=("sd",),
     )
     v_parameterization: bool = option(
         False,
@@ -90,5 +89,6 @@ class ModelOptions:
         "brackets.",
         label="Weights in captions",
         when=Is("sdxl", False),
+        methods=("network", "full", "controlnet", "lllite"),
         place="Parameters",
     )

@@ -37,6 +37,7 @@ class OptimizerOptions:
         "Learning rate of the U-Net, if it should differ from the general one. 0 leaves the U-Net as it is.",
         label="Learning rate of the U-Net",
         minimum=0,
+        methods=("network",),
     )
     text_encoder_lr: list[float] | None = option(
         None,
@@ -44,6 +45,7 @@ class OptimizerOptions:
         "text encoder as it is.",
         label="Learning rate of the text encoder",
         minimum=0,
+        methods=("network",),
     )
     optimizer_type: str = option(
         "",

@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, overload
 
-from .commands import Config, TrainNetworkConfig
+from .commands import (
+    TrainConfig,
+    TrainControlNetConfig,
+    TrainEmbeddingConfig,
+    TrainFullConfig,
+    TrainLLLiteConfig,
+    TrainNetworkConfig,
+)
 from .errors import UserError
 from .fields import allowed, convert, find_command, trainer_fields
 from .fields import fields as all_fields
@@ -69,10 +76,21 @@ def default_text(field: OptionField) -> str:
 
 
 @overload
-def parse(command: Literal["train_network"], argv: Sequence[str]) -> TrainNetworkConfig: ...
+def parse(command: Literal["train_network", "sdxl_train_network"], argv: Sequence[str]) -> TrainNetworkConfig: ...
 @overload
-def parse(command: str, argv: Sequence[str]) -> Config: ...
-def parse(command: str, argv: Sequence[str]) -> Config:
+def parse(command: Literal["train_db", "fine_tune", "sdxl_train"], argv: Sequence[str]) -> TrainFullConfig: ...
+@overload
+def parse(
+    command: Literal["train_textual_inversion", "train_textual_inversion_XTI", "sdxl_train_textual_inversion"],
+    argv: Sequence[str],
+) -> TrainEmbeddingConfig: ...
+@overload
+def parse(command: Literal["train_controlnet"], argv: Sequence[str]) -> TrainControlNetConfig: ...
+@overload
+def parse(command: Literal["sdxl_train_control_net_lllite"], argv: Sequence[str]) -> TrainLLLiteConfig: ...
+@overload
+def parse(command: str, argv: Sequence[str]) -> TrainConfig: ...
+def parse(command: str, argv: Sequence[str]) -> TrainConfig:
     """The config of one run from its arguments (without the program's name).
 
     With --output_config the options are written into the file of --config_file instead, and the program ends.
@@ -97,7 +115,7 @@ def parse(command: str, argv: Sequence[str]) -> Config:
         _raise(errors)
     notes += findings
     values = {key: field.default for key, field in fields.items()} | given
-    values.update(implied(values))
+    values.update(implied(command, values))
     return _build(command, values, frozenset(given), tuple(notes))
 
 
@@ -109,10 +127,10 @@ def _raise(errors: Sequence[Finding]) -> NoReturn:
     raise UserError(f"{len(errors)} things do not fit:{lines}", first.key)
 
 
-def _build(command: str, values: Mapping[str, Any], given: frozenset[str], notes: tuple[Finding, ...]) -> Config:
+def _build(command: str, values: Mapping[str, Any], given: frozenset[str], notes: tuple[Finding, ...]) -> TrainConfig:
     found = find_command(command)
     parts = {
-        attr: cls(**{field.key: values[field.key] for field in section_fields(cls, attr)})
+        attr: cls(**{field.key: values[field.key] for field in section_fields(cls, attr) if field.key in values})
         for attr, cls in found.sections.items()
     }
     return found.config(command=command, given=given, warnings=notes, **parts)

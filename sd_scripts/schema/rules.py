@@ -7,11 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import rules_data, rules_learning, rules_run
-from .fields import complete, fields, find_command, problem
+from .fields import complete, fields, find_command, problem, trainer_fields
 from .finding import Finding, Rule
 from .loratypes import LORA_TYPES
+from .rules_learning import trains_text_encoder
 
 __all__ = ["Finding", "RULES", "check", "implied"]
+
+_BRINGS = (
+    ("cache_latents_to_disk", "cache_latents"),
+    ("cache_text_encoder_outputs_to_disk", "cache_text_encoder_outputs"),
+    ("cpu_offload_checkpointing", "gradient_checkpointing"),
+    ("diffusers_xformers", "xformers"),
+)
 
 RULES: tuple[Rule, ...] = rules_data.RULES + rules_learning.RULES + rules_run.RULES
 
@@ -33,23 +41,28 @@ def check(command: str, values: Mapping[str, Any]) -> list[Finding]:
     ]
     wrong = {finding.key for finding in findings}
     filled = complete(command, {key: value for key, value in values.items() if key not in wrong})
-    if values.get("LoRA_type") in LORA_TYPES and not filled["network_module"]:
+    if values.get("LoRA_type") in LORA_TYPES and not filled.get("network_module", True):
         filled["network_module"] = LORA_TYPES[values["LoRA_type"]].module
-    filled["family"] = find_command(command).family  # no option, but rules about models need it
+    found = find_command(command)
+    # no options, but rules need them
+    filled |= {"family": found.family, "method": found.method, "sdxl": filled["sdxl"] or found.family == "sdxl"}
     findings += [finding for rule in RULES if (finding := rule(filled)) is not None]
     return sorted(findings, key=lambda finding: finding.severity != "error")
 
 
-def implied(values: Mapping[str, Any]) -> dict[str, Any]:
+def implied(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The options that others bring with them, with their values; the rest stays as it is.
 
-    `values` must be complete.
+    `values` hold at least every option that the command offers. The result may name options that it does not offer:
+    train_db says with stop_text_encoder_training whether the text encoder is trained, and that sets train_text_encoder.
+
+    Raises:
+        UserError: for an unknown command.
     """
     found: dict[str, Any] = {}
-    if values["cache_latents_to_disk"]:
-        found["cache_latents"] = True
-    if values["cpu_offload_checkpointing"]:
-        found["gradient_checkpointing"] = True
+    for key, brings in _BRINGS:
+        if values.get(key):
+            found[brings] = True
     if values["caption_extention"]:
         found["caption_extension"] = values["caption_extention"]
     if values["deepspeed"]:
@@ -58,4 +71,8 @@ def implied(values: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("sample_every_n_steps", "sample_every_n_epochs"):
         if (values[key] or 0) < 0:
             found[key] = None
+    if find_command(command).method == "full":
+        found["train_text_encoder"] = trains_text_encoder({key: values[key] for key in trainer_fields(command)})
+        # the weights that learn cannot be kept in 8 bits
+        found["fp8_base"] = False
     return found

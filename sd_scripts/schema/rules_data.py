@@ -1,7 +1,7 @@
 """Rules over model, pictures, captions and network."""
 
 from .errors import UserError
-from .finding import Finding, Rule, Values, error, warning
+from .finding import Finding, Rule, Values, error, rule, warning
 from .loratypes import LORA_TYPES
 from .values import parse_face_crop_range, parse_resolution
 
@@ -15,6 +15,7 @@ _BLOCKS = 25
 _HALF_BLOCKS = 12
 
 
+@rule()
 def needs_model(values: Values) -> Finding | None:
     """There is a base model."""
     key = "pretrained_model_name_or_path"
@@ -25,9 +26,10 @@ def needs_model(values: Values) -> Finding | None:
     )
 
 
+@rule()
 def needs_pictures(values: Values) -> Finding | None:
     """There are pictures from some source."""
-    if any(values[key] for key in ("train_data_dir", "dataset_config", "in_json", "dataset_class")):
+    if any(values.get(key) for key in ("train_data_dir", "dataset_config", "in_json", "dataset_class")):
         return None
     return error(
         "train_data_dir",
@@ -36,6 +38,7 @@ def needs_pictures(values: Values) -> Finding | None:
     )
 
 
+@rule()
 def needs_resolution(values: Values) -> Finding | None:
     """A resolution is given, unless a description file carries it, and it can be read."""
     if not values["resolution"]:
@@ -57,6 +60,7 @@ def needs_resolution(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def bucket_range(values: Values) -> Finding | None:
     """The resolution lies between the smallest and the largest side of buckets."""
     if not values["enable_bucket"] or not values["resolution"]:
@@ -87,6 +91,7 @@ def bucket_range(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def bucket_steps(values: Values) -> Finding | None:
     """Sides of buckets suit the model."""
     step = values["bucket_reso_steps"]
@@ -107,6 +112,7 @@ def bucket_steps(values: Values) -> Finding | None:
     )
 
 
+@rule()
 def face_crop(values: Values) -> Finding | None:
     """The range of face crops can be read."""
     try:
@@ -116,6 +122,7 @@ def face_crop(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def cache_or_augment(values: Values) -> Finding | None:
     """Cached pictures cannot be changed any more."""
     if not values["cache_latents"] and not values["cache_latents_to_disk"]:
@@ -126,9 +133,10 @@ def cache_or_augment(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def description_or_folders(values: Values) -> Finding | None:
     """A dataset description takes the place of folders."""
-    ignored = [key for key in ("train_data_dir", "reg_data_dir", "in_json") if values[key]]
+    ignored = [key for key in ("train_data_dir", "reg_data_dir", "in_json") if values.get(key)]
     if not values["dataset_config"] or not ignored:
         return None
     return warning(
@@ -138,6 +146,7 @@ def description_or_folders(values: Values) -> Finding | None:
     )
 
 
+@rule("in_json", "reg_data_dir")
 def metadata_and_regularisation(values: Values) -> Finding | None:
     """A metadata file knows no regularisation pictures."""
     if values["in_json"] and values["reg_data_dir"] and not values["dataset_config"]:
@@ -145,6 +154,7 @@ def metadata_and_regularisation(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def foreign_dataset(values: Values) -> Finding | None:
     """A dataset class is foreign code."""
     if values["dataset_class"] and not values["allow_plugins"]:
@@ -156,10 +166,11 @@ def foreign_dataset(values: Values) -> Finding | None:
     return None
 
 
+@rule("masked_loss")
 def masks(values: Values) -> Finding | None:
     """A masked loss needs masks."""
     if values["masked_loss"] and not any(
-        values[key] for key in ("conditioning_data_dir", "alpha_mask", "dataset_config")
+        values.get(key) for key in ("conditioning_data_dir", "alpha_mask", "dataset_config")
     ):
         return warning(
             "masked_loss",
@@ -169,6 +180,7 @@ def masks(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def idle_workers(values: Values) -> Finding | None:
     """Only existing loading processes can be kept."""
     if values["persistent_data_loader_workers"] and not values["max_data_loader_n_workers"]:
@@ -180,6 +192,7 @@ def idle_workers(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def velocity_without_v2(values: Values) -> Finding | None:
     """Velocity prediction belongs to Stable Diffusion 2."""
     if values["v_parameterization"] and not values["v2"] and not values["sdxl"]:
@@ -191,6 +204,7 @@ def velocity_without_v2(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def clip_skip_in_v2(values: Values) -> Finding | None:
     """Stable Diffusion 2 and SDXL already read an earlier layer."""
     if values["clip_skip"] is None or values["clip_skip"] == 1 or not (values["v2"] or values["sdxl"]):
@@ -199,6 +213,7 @@ def clip_skip_in_v2(values: Values) -> Finding | None:
     return warning("clip_skip", f"CLIP skip is unusual for {name}, which already skips a layer.", "Leave it at 1.")
 
 
+@rule()
 def other_family(values: Values) -> Finding | None:
     """The model is of the trainer's family."""
     if values["sdxl"] and values["family"] == "sd":
@@ -210,6 +225,7 @@ def other_family(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def sdxl_and_v2(values: Values) -> Finding | None:
     """A model is one or the other."""
     if values["sdxl"] and values["v2"]:
@@ -217,6 +233,7 @@ def sdxl_and_v2(values: Values) -> Finding | None:
     return None
 
 
+@rule("weighted_captions")
 def sdxl_weights_in_captions(values: Values) -> Finding | None:
     """Weights in captions do not work with SDXL."""
     if values["sdxl"] and values["weighted_captions"]:
@@ -224,6 +241,7 @@ def sdxl_weights_in_captions(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def sdxl_velocity(values: Values) -> Finding | None:
     """SDXL predicts noise."""
     if values["sdxl"] and values["v_parameterization"]:
@@ -235,6 +253,7 @@ def sdxl_velocity(values: Values) -> Finding | None:
     return None
 
 
+@rule("network_module", "LoRA_type")
 def network_module(values: Values) -> Finding | None:
     """There is a network module that this program has."""
     module = values["network_module"]
@@ -256,6 +275,7 @@ def network_module(values: Values) -> Finding | None:
     return None
 
 
+@rule("dim_from_weights")
 def rank_from_file(values: Values) -> Finding | None:
     """The rank can only come from a file that is given."""
     if values["dim_from_weights"] and not values["network_weights"]:
@@ -267,6 +287,7 @@ def rank_from_file(values: Values) -> Finding | None:
     return None
 
 
+@rule("base_weights")
 def merged_strengths(values: Values) -> Finding | None:
     """Not more strengths than files."""
     files, strengths = values["base_weights"] or [], values["base_weights_multiplier"] or []
@@ -279,10 +300,11 @@ def merged_strengths(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def pairs(values: Values) -> Finding | None:
     """Lists of settings consist of name=value."""
     for key in ("network_args", "optimizer_args", "lr_scheduler_args"):
-        for item in values[key] or []:
+        for item in values.get(key) or []:
             if "=" not in item or item.startswith("="):
                 return error(
                     key,
@@ -292,6 +314,7 @@ def pairs(values: Values) -> Finding | None:
     return None
 
 
+@rule("network_alpha")
 def strong_alpha(values: Values) -> Finding | None:
     """An alpha above the rank strengthens the network."""
     rank, alpha = values["network_dim"], values["network_alpha"]
@@ -304,6 +327,7 @@ def strong_alpha(values: Values) -> Finding | None:
     return None
 
 
+@rule("block_dims")
 def block_lists(values: Values) -> Finding | None:
     """Lists for blocks hold one number for each block."""
     for key in ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas"):

@@ -1,6 +1,8 @@
 """Rules over learning rates, optimizer, precision, noise and loss."""
 
-from .finding import Finding, Rule, Values, error, warning
+from contextlib import suppress
+
+from .finding import Finding, Rule, Values, error, rule, warning
 
 _SELF_TUNING = ("prodigy", "dadapt")
 
@@ -15,6 +17,8 @@ def _tunes_itself(values: Values) -> bool:
 
 def _rates(values: Values) -> dict[str, float]:
     """Highest learning rate of each part that is trained, as the trainer will use it."""
+    if values["method"] != "network":
+        return _rates_of_full(values) if values["method"] == "full" else {"learning_rate": values["learning_rate"]}
     rates = {}
     if not values["network_train_text_encoder_only"]:
         rates["unet_lr"] = values["learning_rate"] if values["unet_lr"] is None else values["unet_lr"]
@@ -23,6 +27,36 @@ def _rates(values: Values) -> dict[str, float]:
     return rates
 
 
+def _rates_of_full(values: Values) -> dict[str, float]:
+    rates = {"learning_rate": values["learning_rate"]}
+    blocks = block_rates(values)
+    if blocks:
+        rates["block_lr"] = max(blocks)
+    if trains_text_encoder(values):
+        for key in ("learning_rate_te", "learning_rate_te1", "learning_rate_te2"):
+            if values.get(key) is not None:
+                rates[key] = values[key]
+    return rates
+
+
+def block_rates(values: Values) -> list[float]:
+    """The numbers of block_lr that can be read; none if it is not given."""
+    found = []
+    for part in (values.get("block_lr") or "").split(","):
+        with suppress(ValueError):
+            found.append(float(part))
+    return found
+
+
+def trains_text_encoder(values: Values) -> bool:
+    """Whether a trainer of the whole model trains the text encoder too."""
+    if "stop_text_encoder_training" in values:
+        stop = values["stop_text_encoder_training"]
+        return stop is None or stop >= 0
+    return bool(values["train_text_encoder"])
+
+
+@rule("network_train_unet_only")
 def something_to_train(values: Values) -> Finding | None:
     """Not both parts are excluded."""
     if values["network_train_unet_only"] and values["network_train_text_encoder_only"]:
@@ -34,6 +68,7 @@ def something_to_train(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def some_rate(values: Values) -> Finding | None:
     """At least one part that is trained has a learning rate."""
     rates = _rates(values)
@@ -44,6 +79,7 @@ def some_rate(values: Values) -> Finding | None:
     return None
 
 
+@rule("network_train_unet_only")
 def rate_without_part(values: Values) -> Finding | None:
     """A rate for a part that is not trained has no effect."""
     if values["network_train_unet_only"] and any(values["text_encoder_lr"] or []):
@@ -55,6 +91,7 @@ def rate_without_part(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def old_switches(values: Values) -> Finding | None:
     """The old switches name one optimizer, and not another than optimizer_type."""
     given = [key for key in ("use_8bit_adam", "use_lion_optimizer") if values[key]]
@@ -73,6 +110,7 @@ def old_switches(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def self_tuning_rate(values: Values) -> Finding | None:
     """Prodigy and DAdapt find the rate themselves and want a factor near 1."""
     highest = max(_rates(values).values(), default=0)
@@ -86,6 +124,7 @@ def self_tuning_rate(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def self_tuning_parts(values: Values) -> Finding | None:
     """DAdapt and Prodigy know one rate."""
     if _tunes_itself(values) and len({rate for rate in _rates(values).values() if rate}) > 1:
@@ -97,6 +136,7 @@ def self_tuning_parts(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def wild_rate(values: Values) -> Finding | None:
     """A rate that destroys the model."""
     limit = 0.01 if not _optimizer(values).startswith("sgd") else 10
@@ -111,6 +151,7 @@ def wild_rate(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def fused_backward(values: Values) -> Finding | None:
     """The fused backward pass works with Adafactor and single batches only."""
     if not values["fused_backward_pass"]:
@@ -130,6 +171,7 @@ def fused_backward(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def warmup_of_constant(values: Values) -> Finding | None:
     """Some schedules know no warm-up."""
     if not values["lr_warmup_steps"]:
@@ -153,6 +195,7 @@ def warmup_of_constant(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def long_warmup(values: Values) -> Finding | None:
     """A warm-up that never ends."""
     steps = values["lr_warmup_steps"]
@@ -170,6 +213,7 @@ def long_warmup(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def adafactor_schedule(values: Values) -> Finding | None:
     """The schedule of Adafactor needs Adafactor."""
     if values["lr_scheduler"].split(":")[0] == "adafactor" and _optimizer(values) != "adafactor":
@@ -181,6 +225,7 @@ def adafactor_schedule(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def full_fp16(values: Values) -> Finding | None:
     """Everything in fp16 needs precision fp16."""
     if values["full_fp16"] and values["mixed_precision"] != "fp16":
@@ -192,6 +237,7 @@ def full_fp16(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def full_bf16(values: Values) -> Finding | None:
     """Everything in bf16 needs precision bf16."""
     if values["full_bf16"] and values["mixed_precision"] != "bf16":
@@ -203,16 +249,18 @@ def full_bf16(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def fp8_needs_precision(values: Values) -> Finding | None:
     """Weights in 8 bits are computed with in 16."""
     for key in ("fp8_base", "fp8_base_unet"):
-        if values[key] and values["mixed_precision"] == "no":
+        if values.get(key) and values["mixed_precision"] == "no":
             return error(
                 key, "A base model in 8 bits needs the precision fp16 or bf16.", "Set mixed_precision to bf16 or fp16."
             )
     return None
 
 
+@rule()
 def adaptive_noise(values: Values) -> Finding | None:
     """The adaptive scale changes a noise offset that must exist."""
     if values["adaptive_noise_scale"] and not values["noise_offset"]:
@@ -224,6 +272,7 @@ def adaptive_noise(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def two_noises(values: Values) -> Finding | None:
     """Offset and layers of noise together are too much of a good thing."""
     if values["noise_offset"] and values["multires_noise_iterations"]:
@@ -235,6 +284,7 @@ def two_noises(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def scaled_velocity_loss(values: Values) -> Finding | None:
     """Scaling the velocity loss needs velocity prediction."""
     key = "scale_v_pred_loss_like_noise_pred"
@@ -247,6 +297,7 @@ def scaled_velocity_loss(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def velocity_like_loss(values: Values) -> Finding | None:
     """A velocity-like weight is for noise prediction."""
     if values["v_pred_like_loss"] and values["v_parameterization"]:
@@ -258,6 +309,7 @@ def velocity_like_loss(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def zero_snr(values: Values) -> Finding | None:
     """Pure noise says nothing about the noise to a noise-predicting model."""
     if values["zero_terminal_snr"] and not values["v_parameterization"]:
@@ -269,6 +321,7 @@ def zero_snr(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def timestep_range(values: Values) -> Finding | None:
     """The lowest noise step is below the highest."""
     low, high = values["min_timestep"] or 0, 1000 if values["max_timestep"] is None else values["max_timestep"]
@@ -277,6 +330,7 @@ def timestep_range(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def two_weightings(values: Values) -> Finding | None:
     """Two weightings of noise steps at once."""
     if values["min_snr_gamma"] and values["debiased_estimation_loss"]:

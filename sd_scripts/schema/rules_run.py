@@ -1,8 +1,9 @@
 """Rules over saving, samples, validation, logging, devices and processes."""
 
-from .finding import Finding, Rule, Values, error, warning
+from .finding import Finding, Rule, Values, error, rule, warning
 
 
+@rule()
 def needs_output(values: Values) -> Finding | None:
     """There is a folder to write to."""
     if values["output_dir"]:
@@ -10,6 +11,7 @@ def needs_output(values: Values) -> Finding | None:
     return error("output_dir", "The output folder is missing.", "Give a folder; it is made if it does not exist.")
 
 
+@rule()
 def name_is_no_path(values: Values) -> Finding | None:
     """The name of the result is no path."""
     name = values["output_name"]
@@ -22,6 +24,7 @@ def name_is_no_path(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def keep_last(values: Values) -> Finding | None:
     """Keeping the last files needs files in between."""
     for unit in ("epochs", "steps"):
@@ -32,6 +35,7 @@ def keep_last(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def save_too_late(values: Values) -> Finding | None:
     """An interval longer than the training."""
     every = values["save_every_n_steps"]
@@ -56,6 +60,7 @@ def _sample_interval(values: Values) -> bool:
     )
 
 
+@rule()
 def prompts_missing(values: Values) -> Finding | None:
     """Samples need prompts."""
     if _sample_interval(values) and not values["sample_prompts"] and not values["sample_prompt_text"]:
@@ -65,6 +70,7 @@ def prompts_missing(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def samples_never(values: Values) -> Finding | None:
     """Prompts need a time."""
     if (values["sample_prompts"] or values["sample_prompt_text"]) and not _sample_interval(values):
@@ -76,6 +82,7 @@ def samples_never(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def negative_interval(values: Values) -> Finding | None:
     """Intervals of samples below zero count as none."""
     for key in ("sample_every_n_steps", "sample_every_n_epochs"):
@@ -84,6 +91,7 @@ def negative_interval(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def validation_without_share(values: Values) -> Finding | None:
     """Measuring needs pictures set aside."""
     given = [
@@ -98,6 +106,7 @@ def validation_without_share(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def validation_takes_all(values: Values) -> Finding | None:
     """Something must be left to train on."""
     if values["validation_split"] >= 1:
@@ -105,6 +114,7 @@ def validation_takes_all(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def tensorboard_folder(values: Values) -> Finding | None:
     """TensorBoard needs a folder."""
     if values["log_with"] in ("tensorboard", "all") and not values["logging_dir"]:
@@ -112,6 +122,7 @@ def tensorboard_folder(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def start_inside(values: Values) -> Finding | None:
     """The start lies inside the training."""
     step, epoch = values["initial_step"], values["initial_epoch"]
@@ -130,6 +141,7 @@ def start_inside(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def skip_to_nowhere(values: Values) -> Finding | None:
     """Skipping needs a start."""
     if values["skip_until_initial_step"] and not any(
@@ -139,6 +151,7 @@ def skip_to_nowhere(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def hub_state(values: Values) -> Finding | None:
     """Uploads need their sources and a repository."""
     if values["resume_from_huggingface"] and not values["resume"]:
@@ -159,6 +172,7 @@ def hub_state(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def one_attention(values: Values) -> Finding | None:
     """One kind of attention is used."""
     chosen = [key for key in ("mem_eff_attn", "xformers", "sdpa") if values[key]]
@@ -167,6 +181,7 @@ def one_attention(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def one_memory_plan(values: Values) -> Finding | None:
     """Little memory and plenty of it contradict each other."""
     if values["lowram"] and values["highvram"]:
@@ -174,6 +189,7 @@ def one_memory_plan(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def compile_with_nothing(values: Values) -> Finding | None:
     """Compiling needs a back end."""
     if values["torch_compile"] and values["dynamo_backend"] == "no":
@@ -181,6 +197,7 @@ def compile_with_nothing(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def deepspeed_places(values: Values) -> Finding | None:
     """DeepSpeed's places fit its stage."""
     if not values["deepspeed"]:
@@ -202,6 +219,7 @@ def deepspeed_places(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def processes_and_gpus(values: Values) -> Finding | None:
     """Several processes and several GPUs belong together."""
     processes = values["num_processes"]
@@ -219,6 +237,7 @@ def processes_and_gpus(values: Values) -> Finding | None:
     return None
 
 
+@rule()
 def several_machines(values: Values) -> Finding | None:
     """Machines must find each other."""
     machines, rank = values["num_machines"], values["machine_rank"]

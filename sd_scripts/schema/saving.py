@@ -110,7 +110,7 @@ class SavingOptions(MetadataOptions, HubOptions):
         label="Name of the result",
         basic=True,
     )
-    save_model_as: str = option(
+    save_model_as: str | None = option(
         "safetensors",
         "File format of the result. safetensors is safe to share and loads fast; ckpt and pt are pickles for old "
         "programs.",

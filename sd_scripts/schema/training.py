@@ -153,6 +153,7 @@ class TrainingOptions(DeepSpeedOptions):
         "Store only the U-Net of the base model in 8 bits and leave the text encoder as it is. Needs precision fp16 "
         "or bf16.",
         label="U-Net in 8 bits",
+        methods=("network",),
     )
     sdpa: bool = option(
         False,

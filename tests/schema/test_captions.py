@@ -32,7 +32,7 @@ def results(given: dict[str, Any]) -> tuple[list[Any], random.Random]:
         step = given["steps"][call] if "steps" in given else 0
         epoch = given["epochs"][call] if "epochs" in given else 1
         moment = Moment(epoch, step, given.get("max_steps", 0))
-        text = compose(given["caption"], rules, rng, moment, given.get("repl"))
+        text = compose(given["caption"], rules, rng, moment, tuple(given.get("repl", {}).items()))
         if "steps" in given:
             found.append({"step": step, "result": text})
         elif "epochs" in given:

@@ -176,7 +176,7 @@ def test_a_section_is_a_frozen_dataclass_and_one_record_is_enough() -> None:
 
 def test_config_values_are_the_defaults() -> None:
     config = COMMANDS["train_network"].config()
-    assert config.values() == {key: value for key, value in defaults("train_network").items() if key in TRAINER}
+    assert {key: config.values()[key] for key in TRAINER} == {key: defaults("train_network")[key] for key in TRAINER}
 
 
 def test_keys_are_plain_names() -> None:

@@ -561,7 +561,7 @@ def _filled(values: Values) -> Values:
 
     filled = complete("train_network", {**GOOD, **values})
     filled["network_module"] = filled["network_module"] or LORA_TYPES[filled["LoRA_type"]].module
-    filled["family"] = "sd"
+    filled |= {"family": "sd", "method": "network"}
     return filled
 
 
@@ -569,7 +569,7 @@ def test_sensible_values_are_left_alone() -> None:
     assert check("train_network", GOOD) == []
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0].__name__}-{case[2]}")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0].name}-{case[2]}")
 def test_rule_fires_and_its_opposite_does_not(case: tuple[Any, str, str | None, Values, Values]) -> None:
     rule, severity, key, wrong, right = case
     said = rule_finding(rule, wrong)
@@ -579,7 +579,7 @@ def test_rule_fires_and_its_opposite_does_not(case: tuple[Any, str, str | None, 
 
 
 def test_every_rule_has_a_case() -> None:
-    assert {rule.__name__ for rule in RULES} == {case[0].__name__ for case in CASES}
+    assert {rule.name for rule in RULES} == {case[0].name for case in CASES}
 
 
 def test_findings_are_sentences_about_known_options() -> None:
@@ -620,7 +620,7 @@ def test_a_value_of_the_wrong_choice_does_not_reach_the_rules() -> None:
     ],
 )
 def test_implied(given: Values, expected: Values) -> None:
-    assert implied(complete("train_network", given)) == expected
+    assert implied("train_network", complete("train_network", given)) == expected
 
 
 def test_the_config_holds_what_is_implied() -> None:

@@ -22,6 +22,7 @@ from sd_scripts.data.image import (
     shift_colours,
     to_tensor,
 )
+from sd_scripts.data.text_cache import TextCache
 from sd_scripts.schema.buckets import Size, cover
 from sd_scripts.schema.captions import Moment, compose
 from sd_scripts.schema.errors import DataError
@@ -66,7 +67,8 @@ def make_batch(group: DatasetGroup, index: int, epoch: int, step: int = 0, max_s
     samples, captions = [], []
     for record in records:
         samples.append(_sample(group, dataset, record, rng))
-        captions.append(compose(record.caption, dataset.subset_of(record).captions, words, moment))
+        rules = dataset.subset_of(record).captions
+        captions.append(compose(record.caption, rules, words, moment, group.replacements))
     weights = [dataset.spec.prior_loss_weight if dataset.subset_of(r).is_reg else 1.0 for r in records]
     return Batch(
         images=_stack([sample.pixels for sample in samples]),
@@ -83,7 +85,15 @@ def make_batch(group: DatasetGroup, index: int, epoch: int, step: int = 0, max_s
         flipped=[sample.flipped for sample in samples],
         index=index,
         attributes=[dict(dataset.subset_of(record).custom_attributes) for record in records],
+        text_outputs=_text_outputs(group.text_cache, records, captions),
     )
+
+
+def _text_outputs(cache: TextCache | None, records: list[ImageRecord], captions: list[str]) -> dict[str, Tensor] | None:
+    if cache is None:
+        return None
+    outputs = [cache.outputs(record.path, caption) for record, caption in zip(records, captions)]
+    return {name: torch.stack([each[name] for each in outputs]) for name in outputs[0]}
 
 
 def _stack(tensors: list[Tensor | None]) -> Tensor | None:

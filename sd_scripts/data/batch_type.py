@@ -14,7 +14,8 @@ class Batch:
     loss_weights: [B], the prior weight for regularisation pictures; network_multipliers: [B]; masks: [B, H, W] in 0..1
     of the picture's size, or None; conditioning_images: [B, 3, H, W] in -1..1, or None; original_sizes, target_sizes:
     [B, 2] as (height, width); crop_top_lefts: [B, 2] as (top, left); index: number of the batch before shuffling;
-    attributes: the custom attributes of every picture's subset.
+    attributes: the custom attributes of every picture's subset; text_outputs: what the text encoders give for the
+    captions, by name, each [B, ...], or None when that is not cached.
     """
 
     images: Tensor | None
@@ -31,6 +32,7 @@ class Batch:
     flipped: list[bool]
     index: int = 0
     attributes: list[dict[str, Any]] = field(default_factory=list)
+    text_outputs: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.captions)

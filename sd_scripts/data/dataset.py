@@ -13,7 +13,9 @@ from sd_scripts.data.config import Blueprint, DatasetSpec, SubsetSpec
 from sd_scripts.data.foreign import load_foreign
 from sd_scripts.data.report import dataset_facts, report_rows, tag_frequency
 from sd_scripts.data.subset import FoundImage, FoundSubset, find_images
+from sd_scripts.data.text_cache import Encode, TextCache, cache_text
 from sd_scripts.schema.buckets import Bucketer, Bucketing, Placement, Size
+from sd_scripts.schema.captions import Replacements
 from sd_scripts.schema.errors import DataError
 from sd_scripts.schema.steps import balance_regularisation
 
@@ -91,7 +93,8 @@ class DatasetGroup:
     """All data sets of a run together; their batches are numbered through.
 
     seed: training seed, from which all draws of batches follow; validation: fixed order, no augmentation;
-    foreign: batches of a `dataset_class` in the place of data sets.
+    foreign: batches of a `dataset_class` in the place of data sets; replacements: done to every caption, see
+    `schema.captions.compose`; text_cache: outputs of the text encoders once they are cached.
     """
 
     blueprint: Blueprint
@@ -100,6 +103,8 @@ class DatasetGroup:
     validation: bool = False
     warnings: list[str] = field(default_factory=list)
     foreign: Sequence[Any] | None = None
+    replacements: Replacements = ()
+    text_cache: TextCache | None = None
 
     def __len__(self) -> int:
         return self.batches_per_epoch
@@ -151,7 +156,9 @@ class DatasetGroup:
     @property
     def latents_in_memory(self) -> bool:
         """Whether batches need no file at all."""
-        return self.foreign is None and all(r.latents is not None for d in self.datasets for r in d.records)
+        if self.foreign is not None or (self.text_cache is not None and self.text_cache.memory is None):
+            return False
+        return all(r.latents is not None for d in self.datasets for r in d.records)
 
     def report(self) -> list[dict[str, Any]]:
         """One row a subset: dataset, folder, repeats, images, captions, class_tokens, reg."""
@@ -216,6 +223,40 @@ class DatasetGroup:
             family=family,
             encoder_id=encoder_id,
         )
+
+    def cache_text_outputs(
+        self,
+        encode: Encode,
+        *,
+        to_disk: bool = False,
+        batch_size: int = 1,
+        process_index: int = 0,
+        num_processes: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+        wait: Callable[[], None] | None = None,
+        encoder_id: str = "",
+        max_token_length: int | None = None,
+    ) -> int:
+        """Encode every caption once and keep the outputs, in memory or in files beside the pictures.
+
+        `encode` gives for each caption its outputs by name, float32; outputs of another `encoder_id` or
+        `max_token_length` are made again; the rest is as in `cache_latents`. Set `replacements` before.
+
+        Returns the number of captions that were encoded here. Raises UserError where captions change from use to use.
+        """
+        self.text_cache, encoded = cache_text(
+            self,
+            encode,
+            to_disk=to_disk,
+            batch_size=batch_size,
+            process_index=process_index,
+            num_processes=num_processes,
+            progress=progress,
+            wait=wait,
+            encoder_id=encoder_id,
+            max_token_length=max_token_length,
+        )
+        return encoded
 
 
 def dataset_seed(seed: int) -> int:

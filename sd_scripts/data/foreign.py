@@ -81,4 +81,20 @@ def as_batch(item: Any, index: int, name: str) -> Batch:
         paths=[str(path) for path in item.get("image_keys") or [f"{name}[{index}]"] * count],
         flipped=[bool(flag) for flag in item.get("flippeds") or [False] * count],
         index=index,
+        text_outputs=_text_outputs(item),
     )
+
+
+def _text_outputs(item: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """Cached outputs of the text encoders, by our names or in the three lists that sd-scripts uses for SDXL."""
+    outputs = item.get("text_outputs")
+    if outputs is not None:
+        return dict(outputs)
+    names = {
+        "hidden_state1": "text_encoder_outputs1_list",
+        "hidden_state2": "text_encoder_outputs2_list",
+        "pool2": "text_encoder_pool2_list",
+    }
+    if any(item.get(key) is None for key in names.values()):
+        return None
+    return {name: torch.as_tensor(item[key]) for name, key in names.items()}

@@ -8,7 +8,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,19 @@ from sd_scripts.schema.errors import DataError
 
 _WILDCARD = re.compile(r"\{([^}]+)\}")
 _OPEN, _CLOSE = "\x02", "\x03"  # stand in for {{ and }}; control characters do not occur in captions
+
+
+_CHANGING = (
+    "shuffle_caption",
+    "caption_dropout_rate",
+    "caption_dropout_every_n_epochs",
+    "caption_tag_dropout_rate",
+    "token_warmup_step",
+    "enable_wildcard",
+)
+
+Replacements = Sequence[tuple[str, str | Sequence[str]]]
+"""Pairs of a text and what comes in its place: another text, or one drawn from several."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +59,14 @@ class CaptionRules:
         return self.shuffle_caption or self.token_warmup_step > 0 or self.caption_tag_dropout_rate > 0
 
     @property
+    def changing(self) -> tuple[str, ...]:
+        """Names of the options set here by which one caption becomes different words from use to use."""
+        return tuple(name for name in _CHANGING if getattr(self, name) > 0)
+
+    @property
     def draws(self) -> bool:
         """Whether one caption can become different words from use to use."""
-        return (
-            self.works_on_tags
-            or self.enable_wildcard
-            or self.caption_dropout_rate > 0
-            or self.caption_dropout_every_n_epochs > 0
-        )
+        return bool(self.changing)
 
 
 @dataclass(frozen=True)
@@ -70,12 +83,13 @@ def compose(
     rules: CaptionRules,
     rng: random.Random,
     moment: Moment | None = None,
-    replacements: Mapping[str, str | Sequence[str]] | None = None,
+    replacements: Replacements = (),
 ) -> str:
     """The words for one use of a caption.
 
-    replacements: text -> other text, applied last; under the key "" the whole caption is replaced, by one of several
-    when it is a list. A caption that was dropped stays empty.
+    replacements: applied last, in their order; "" stands for the whole caption. Where there are several texts to
+    choose from, one is drawn for each use, whether the caption holds the old text or not. A caption that was dropped
+    stays empty.
     """
     moment = moment or Moment()
     caption = " ".join(part for part in (rules.caption_prefix, caption, rules.caption_suffix) if part is not None)
@@ -86,11 +100,9 @@ def compose(
         caption = _rearrange(caption, rules, rng, moment)
     if rules.secondary_separator:
         caption = caption.replace(rules.secondary_separator, rules.caption_separator)
-    for old, new in (replacements or {}).items():
-        if old == "":
-            caption = new if isinstance(new, str) else rng.choice(new)
-        elif isinstance(new, str):
-            caption = caption.replace(old, new)
+    for old, new in replacements:
+        chosen = new if isinstance(new, str) else rng.choice(new)
+        caption = caption.replace(old, chosen) if old else chosen
     return caption
 
 

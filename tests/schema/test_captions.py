@@ -82,3 +82,24 @@ def test_reading(tmp_path: Path) -> None:
         read_caption(written("Häuschen".encode("latin-1")))
     with pytest.raises(DataError, match=r"gone\.txt"):
         read_caption(tmp_path / "gone.txt")
+
+
+def test_templates_are_drawn_in_the_recorded_order() -> None:
+    rng = random.Random(0)
+    templates = tuple(f"number {number} of tok" for number in range(27))
+    drawn = [compose("ignored", CaptionRules(), rng, None, (("", templates),)) for _ in range(4)]
+    assert drawn == [templates[number] for number in (12, 24, 13, 1)]
+
+
+def test_replacements_are_done_one_after_the_other() -> None:
+    pairs = (("", ("a tok",)), ("tok", "tok tok1"), ("tok1", "x"))
+    assert compose("ignored", CaptionRules(), random.Random(0), None, pairs) == "a tok x"
+    drawn = {compose("a y", CaptionRules(), random.Random(n), None, (("y", ("p", "q")),)) for n in range(9)}
+    assert drawn == {"a p", "a q"}
+
+
+def test_the_options_that_change_captions_are_named() -> None:
+    assert CaptionRules(caption_prefix="a", keep_tokens=1, secondary_separator=";").changing == ()
+    rules = CaptionRules(shuffle_caption=True, caption_dropout_every_n_epochs=2, token_warmup_step=0.5)
+    assert rules.changing == ("shuffle_caption", "caption_dropout_every_n_epochs", "token_warmup_step")
+    assert rules.draws

@@ -8,15 +8,26 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from sd_scripts.schema.commands import COMMANDS, Command, TrainNetworkConfig
+from sd_scripts.schema.commands import (
+    COMMANDS,
+    Command,
+    TrainConfig,
+    TrainControlNetConfig,
+    TrainEmbeddingConfig,
+    TrainFullConfig,
+    TrainLLLiteConfig,
+    TrainNetworkConfig,
+)
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.parse import parse
 
 if TYPE_CHECKING:
     from sd_scripts.families.base import Family
     from sd_scripts.methods.base import Method
+
+C = TypeVar("C", bound=TrainConfig)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -29,24 +40,81 @@ def _sd() -> Family:
     return StableDiffusion()
 
 
-def _network(config: TrainNetworkConfig) -> Method:
+def _sdxl() -> Family:
+    from sd_scripts.families.sdxl import StableDiffusionXL
+
+    return StableDiffusionXL()
+
+
+def _network(config: TrainConfig) -> Method:
     from sd_scripts.methods.network import NetworkMethod
 
-    return NetworkMethod(config.network, config.optimizer, config.run.allow_plugins)
+    given = _of(TrainNetworkConfig, config)
+    return NetworkMethod(given.network, given.optimizer, given.run.allow_plugins, given.saving.save_model_as)
 
 
-FAMILIES: dict[str, Callable[[], Family]] = {"sd": _sd}
-METHODS: dict[str, Callable[[TrainNetworkConfig], Method]] = {"network": _network}
+def _full(config: TrainConfig) -> Method:
+    from sd_scripts.methods.full import FullMethod
+
+    given = _of(TrainFullConfig, config)
+    dreambooth = given.command == "train_db"
+    project = "dreambooth" if dreambooth else "finetuning"
+    return FullMethod(given.full, given.optimizer, given.saving, trains_text=dreambooth, project=project)
 
 
-def pair(command: Command, config: TrainNetworkConfig) -> tuple[Family, Method]:
+def _embedding(config: TrainConfig) -> Method:
+    from sd_scripts.methods.embedding import EmbeddingMethod
+
+    given = _of(TrainEmbeddingConfig, config)
+    return EmbeddingMethod(given.embedding, given.optimizer, given.saving.save_model_as)
+
+
+def _xti(config: TrainConfig) -> Method:
+    from sd_scripts.methods.xti import XtiMethod
+
+    given = _of(TrainEmbeddingConfig, config)
+    return XtiMethod(given.embedding, given.optimizer, given.saving.save_model_as, model=given.model)
+
+
+def _controlnet(config: TrainConfig) -> Method:
+    from sd_scripts.methods.controlnet import ControlNetMethod
+
+    given = _of(TrainControlNetConfig, config)
+    return ControlNetMethod(given.controlnet, given.optimizer, given.saving.save_model_as)
+
+
+def _lllite(config: TrainConfig) -> Method:
+    from sd_scripts.methods.lllite import LLLiteMethod
+
+    given = _of(TrainLLLiteConfig, config)
+    return LLLiteMethod(given.network, given.lllite, given.optimizer, given.saving.save_model_as)
+
+
+FAMILIES: dict[str, Callable[[], Family]] = {"sd": _sd, "sdxl": _sdxl}
+METHODS: dict[str, Callable[[TrainConfig], Method]] = {
+    "network": _network,
+    "full": _full,
+    "embedding": _embedding,
+    "xti": _xti,
+    "controlnet": _controlnet,
+    "lllite": _lllite,
+}
+
+
+def _of(wanted: type[C], config: TrainConfig) -> C:
+    if not isinstance(config, wanted):
+        raise TypeError(f"{config.command} was parsed into {type(config).__name__}, not {wanted.__name__}")
+    return config
+
+
+def pair(command: Command, config: TrainConfig) -> tuple[Family, Method]:
     """The family and the method of a command. Raises UserError where there is no such pair."""
     if command.family not in FAMILIES or command.method not in METHODS:
         raise UserError(f"{command.name} would train {command.method} for {command.family}, which do not go together.")
     return FAMILIES[command.family](), METHODS[command.method](config)
 
 
-def _run(command: Command, config: TrainNetworkConfig) -> int:
+def _run(command: Command, config: TrainConfig) -> int:
     # bitsandbytes says on every CPU that a package of 4-bit kernels is missing, which nothing here uses.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from sd_scripts.trainer.session import run_session
@@ -59,9 +127,7 @@ def main(name: str, argv: Sequence[str] | None = None) -> int:
     command = COMMANDS[name]
     try:
         config = parse(name, sys.argv[1:] if argv is None else argv)
-        if not isinstance(config, TrainNetworkConfig):
-            raise TypeError(f"{name} was parsed into {type(config).__name__}")
-        return _run(command, config)
+        return _run(command, _of(TrainConfig, config))
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         return EXIT_USER_ERROR

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -43,22 +45,48 @@ class Model:
     extras: dict[str, Any] = field(default_factory=dict)
 
 
+Residuals = tuple[tuple[Tensor, ...], Tensor]
+"""What a ControlNet adds to the U-Net: one tensor a skip connection (12 for SD), and one for the middle block."""
+
+
 @dataclass
 class Conditioning:
-    """Encoded captions.
+    """Encoded captions, and whatever else steers a prediction.
 
     Attributes:
         hidden: [B, T, C]; T is 77 for one chunk of 75 tokens, 152 for two, 227 for three.
         pooled: [B, P], or None for families without it.
+        sizes: [B, 6] float32: original height and width, top and left of the crop, target height and width in pixels;
+            None for families that do not look at it.
+        layers: hidden states [B, T, C] of their own for each cross-attention block, from the input to the output;
+            None where all see `hidden`.
+        residuals: what a ControlNet adds, or None.
     """
 
     hidden: Tensor
     pooled: Tensor | None = None
+    sizes: Tensor | None = None
+    layers: tuple[Tensor, ...] | None = None
+    residuals: Residuals | None = None
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:
-        """The same on another device or in another type."""
-        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
-        return Conditioning(self.hidden.to(device, dtype), pooled)
+        """The same on another device or in another type; the sizes stay float32."""
+
+        def moved(value: Tensor) -> Tensor:
+            return value.to(device, dtype)
+
+        residuals = self.residuals
+        return Conditioning(
+            moved(self.hidden),
+            None if self.pooled is None else moved(self.pooled),
+            None if self.sizes is None else self.sizes.to(device),
+            None if self.layers is None else tuple(moved(layer) for layer in self.layers),
+            None if residuals is None else (tuple(moved(part) for part in residuals[0]), moved(residuals[1])),
+        )
+
+
+Guide = Callable[[Conditioning, Tensor, Tensor], Conditioning]
+"""(conditioning, noisy latents [B, 4, h, w], timesteps [B]) -> conditioning with what steers this one prediction."""
 
 
 @dataclass
@@ -74,6 +102,7 @@ class Family(Protocol):
 
     name: str
     latent_scale: float
+    caches_text: bool
 
     def load(self, options: ModelOptions, dtype: torch.dtype, device: torch.device | str) -> Model:
         """Read the model named by the options. Raises UserError."""
@@ -93,6 +122,16 @@ class Family(Protocol):
 
     def encode_captions(self, model: Model, captions: list[str], *, options: ModelOptions) -> Conditioning:
         """Captions -> text-encoder output, with gradients where the encoders train."""
+        ...
+
+    def text_outputs(self, model: Model, captions: list[str], *, options: ModelOptions) -> list[dict[str, Tensor]]:
+        """What of each caption's encoding is worth keeping, float32 on the CPU; where `caches_text` is true."""
+        ...
+
+    def from_text_outputs(
+        self, outputs: dict[str, Tensor], device: torch.device | str, dtype: torch.dtype
+    ) -> Conditioning:
+        """The conditioning of a batch from kept outputs, each stacked to [B, ...]."""
         ...
 
     def predict(self, model: Model, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
@@ -116,8 +155,30 @@ class Family(Protocol):
         options: ModelOptions,
         device: torch.device | str,
         dtype: torch.dtype,
+        guide: Guide | None = None,
     ) -> Image:
-        """Make the picture of a prompt."""
+        """Make the picture of a prompt; `guide` is asked before every prediction."""
+        ...
+
+    def save(
+        self,
+        model: Model,
+        path: Path,
+        *,
+        file_format: str,
+        dtype: torch.dtype | None,
+        metadata: dict[str, str] | None,
+        epoch: int = 0,
+        step: int = 0,
+    ) -> None:
+        """Write the whole model, complete or not at all.
+
+        Args:
+            file_format: "safetensors" or "ckpt" for one file in the original layout, "diffusers" or
+                "diffusers_safetensors" for a folder.
+            dtype: of the written weights; None keeps each as it is.
+            epoch, step: trained in this run; a .ckpt records them.
+        """
         ...
 
     def kind(self, model: Model) -> dict[str, bool]:

@@ -7,12 +7,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from sd_scripts.families.base import Conditioning, Family, Model, Views
+from sd_scripts.families.base import Family, Model, Views
+from sd_scripts.methods.base import Method
 from sd_scripts.networks.base import ParameterGroup
 from sd_scripts.networks.plugin import Plugin, load_plugin, parse_network_args
 from sd_scripts.schema.errors import UserError
@@ -29,14 +30,23 @@ def _stored_in_8_bits(module: nn.Module) -> bool:
     return any(parameter.dtype in FLOAT8 for parameter in module.parameters())
 
 
-class NetworkMethod:
+class NetworkMethod(Method):
     """A network on top of a model: made, filled, attached, trained and saved.
 
     The model's own weights are frozen. `trains_unet` and `trains_text_encoder` follow the options: a part
     whose learning rate is 0 keeps its modules (a loaded network stays whole) but gets no gradients.
     """
 
-    def __init__(self, options: NetworkOptions, optimizer: OptimizerOptions, allow_plugins: bool = False) -> None:
+    notes: Literal["all", "modelspec", "none"] = "all"
+    adapter: str | None = "lora"
+
+    def __init__(
+        self,
+        options: NetworkOptions,
+        optimizer: OptimizerOptions,
+        allow_plugins: bool = False,
+        file_format: str | None = None,
+    ) -> None:
         if options.network_train_unet_only and options.network_train_text_encoder_only:
             raise UserError(
                 "network_train_unet_only and network_train_text_encoder_only exclude each other.",
@@ -48,9 +58,11 @@ class NetworkMethod:
         self.name = name.removeprefix("sd_scripts.")
         self.options = options
         self.optimizer = optimizer
+        self._format = file_format or "safetensors"
         self.arguments = parse_network_args(options.network_args)
         self._code = load_plugin(name, allow_plugins)
         self._plugin: Plugin | None = None
+        self._prepared: nn.Module | None = None
 
     @property
     def plugin(self) -> Plugin:
@@ -65,6 +77,17 @@ class NetworkMethod:
         return self.plugin.module
 
     @property
+    def file_format(self) -> str:
+        """ "safetensors", "ckpt" or "pt", as asked for."""
+        return self._format
+
+    @property
+    def may_leave_out(self) -> bool:
+        """Module dropout leaves modules out, and a foreign network may."""
+        known = self.name.endswith("networks.lora")
+        return not known or "module_dropout" in self.arguments
+
+    @property
     def trains_unet(self) -> bool:
         """Whether the U-Net's part of the network is trained."""
         rate = self.optimizer.learning_rate if self.optimizer.unet_lr is None else self.optimizer.unet_lr
@@ -75,6 +98,22 @@ class NetworkMethod:
         """Whether the text encoder's part of the network is trained."""
         rates = self.optimizer.text_encoder_lr or [self.optimizer.learning_rate]
         return not self.options.network_train_unet_only and any(rate != 0 for rate in rates)
+
+    def required_files(self) -> list[tuple[str, str]]:
+        """The network to go on from, and those that are merged first."""
+        weights = [("network_weights", self.options.network_weights)] if self.options.network_weights else []
+        return [*weights, *(("base_weights", path) for path in self.options.base_weights or [])]
+
+    def prepare_model(self, model: Model, family: Family, weight_dtype: torch.dtype) -> None:
+        """Merge the base networks, once. Raises UserError for a file that does not fit."""
+        if self._prepared is model.unet:
+            return
+        self._check_fp8(model)
+        # What is stored in 8 bits stays so: its layers were prepared for it.
+        dtype = None if _stored_in_8_bits(model.unet) else weight_dtype
+        if self.options.base_weights or self.options.base_weights_multiplier:
+            self._merge_base_networks(family.views(model), model.vae, dtype)
+        self._prepared = model.unet
 
     def attach(
         self,
@@ -97,10 +136,8 @@ class NetworkMethod:
         Raises:
             UserError: for a network, file or argument that does not fit.
         """
+        self.prepare_model(model, family, weight_dtype)
         views = family.views(model)
-        self._check_fp8(model)
-        # What is stored in 8 bits stays so: its layers were prepared for it.
-        self._merge_base_networks(views, model.vae, None if _stored_in_8_bits(model.unet) else weight_dtype)
         for part in (model.unet, *model.text_encoders, model.vae):
             part.requires_grad_(False)
             part.eval()
@@ -182,14 +219,10 @@ class NetworkMethod:
         self.module.train()
         self.plugin.call_if_there("on_epoch_start")
 
-    def on_step_start(self, multipliers: torch.Tensor | None) -> None:
+    def on_step_start(self, multipliers: torch.Tensor | None, step: int) -> None:
         """Set the strength of this batch's samples ([B], None means 1) before anything is computed."""
         self.plugin.set_multiplier(1.0 if multipliers is None else multipliers)
         self.plugin.call_if_there("on_step_start")
-
-    def before_predict(self, conditioning: Conditioning, batch: Any) -> Conditioning:
-        """A network changes no conditioning."""
-        return conditioning
 
     def after_step(self) -> dict[str, float] | None:
         """Limit the norms when `scale_weight_norms` asks for it; figures about them."""
@@ -202,16 +235,20 @@ class NetworkMethod:
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """For samples and validation: full strength and no dropout inside, everything as before afterwards."""
-        training = self.module.training
+        """For samples and validation: full strength and no dropout inside, every module as before afterwards."""
         self.plugin.set_multiplier(1.0)
-        self.module.eval()
-        try:
+        with super().evaluation():
             yield
-        finally:
-            self.module.train(training)
 
-    def save(self, path: str | Path, dtype: torch.dtype | None, metadata: dict[str, str] | None) -> None:
+    def save(
+        self,
+        path: str | Path,
+        dtype: torch.dtype | None,
+        metadata: dict[str, str] | None,
+        *,
+        epoch: int = 0,
+        step: int = 0,
+    ) -> None:
         """Write the network, complete or not at all; the suffix names the format."""
         self.plugin.save(path, dtype, metadata)
 

@@ -20,7 +20,6 @@ from accelerate.utils import (
 
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.logging import LoggingOptions
-from sd_scripts.schema.network import NetworkOptions
 from sd_scripts.schema.training import TrainingOptions
 from sd_scripts.trainer.trackers import log_folder, wanted_trackers
 
@@ -32,12 +31,6 @@ def ddp_settings(training: TrainingOptions, *, may_skip_modules: bool) -> Distri
         static_graph=training.ddp_static_graph,
         find_unused_parameters=may_skip_modules and not training.ddp_static_graph,
     )
-
-
-def skips_modules(network: NetworkOptions) -> bool:
-    """Whether some step may leave a trained module without a gradient: module dropout, or a foreign network."""
-    known = (network.network_module or "networks.lora").endswith("networks.lora")
-    return not known or any(item.replace(" ", "").startswith("module_dropout=") for item in network.network_args or [])
 
 
 def deepspeed_plugin(training: TrainingOptions, batch_size: int, mixed_precision: str) -> DeepSpeedPlugin | None:
@@ -73,9 +66,10 @@ def deepspeed_plugin(training: TrainingOptions, batch_size: int, mixed_precision
 def make_accelerator(
     training: TrainingOptions,
     logging: LoggingOptions,
-    network: NetworkOptions,
     mixed_precision: str,
     batch_size: int = 1,
+    *,
+    may_leave_out: bool = False,
 ) -> Accelerator:
     """Make it. Raises UserError for a missing tracker package or DeepSpeed.
 
@@ -83,7 +77,7 @@ def make_accelerator(
     """
     trackers = wanted_trackers(logging)
     folder = log_folder(logging)
-    handlers: list[Any] = [ddp_settings(training, may_skip_modules=skips_modules(network))]
+    handlers: list[Any] = [ddp_settings(training, may_skip_modules=may_leave_out)]
     if training.ddp_timeout:
         handlers.append(_patience(training))
     return Accelerator(

@@ -15,7 +15,7 @@ from sd_scripts.data.dataset import DatasetGroup
 from sd_scripts.data.loader import BatchLoader
 from sd_scripts.families.base import Family, Model
 from sd_scripts.methods.base import Method
-from sd_scripts.schema.commands import TrainNetworkConfig
+from sd_scripts.schema.commands import TrainConfig
 from sd_scripts.trainer.facts import metadata_maker
 from sd_scripts.trainer.reporting import Reporter
 from sd_scripts.trainer.run import Run
@@ -39,7 +39,7 @@ from sd_scripts.training.schedulers import CreatedScheduler
 class Assembly:
     """What must exist before a run can be put together."""
 
-    config: TrainNetworkConfig
+    config: TrainConfig
     family: Family
     method: Method
     model: Model
@@ -136,7 +136,7 @@ class Assembly:
             method=self.method,
             created=created,
             options=config.saving,
-            saves=Saves.of(config.saving, self.plan),
+            saves=Saves.of(config.saving, self.plan, self.method.file_format, self.method.default_name),
             dtype=self.precision.save,
             make_metadata=make_metadata,
             write_state=write_state,
@@ -148,11 +148,12 @@ class Assembly:
         config = self.config
         return SampleMaker(
             family=self.family,
+            method=self.method,
             model=self.model,
             model_options=config.model,
             options=config.sampling,
             output_dir=Path(config.saving.output_dir or "."),
-            output_name=config.saving.output_name,
+            output_name=config.saving.output_name or self.method.default_name,
             device=self.accelerator.device,
             dtype=self.precision.weights,
             keep_vae=config.training.highvram or not config.dataset.cache_latents,

@@ -121,10 +121,12 @@ def metadata_maker(
         lr_scheduler=scheduler_name,
         seed=seed,
     )
-    base = build_metadata(_sections(config), facts, method.metadata())
+    base = build_metadata(_sections(config), facts, method.metadata()) if method.notes == "all" else {}
     first = group.datasets[0].spec.bucketing if group.datasets else None
 
     def make(step: int, epoch: int, when: float) -> dict[str, str]:
+        if method.notes == "none":
+            return {}
         spec = modelspec(
             config.saving,
             kind,
@@ -133,7 +135,10 @@ def metadata_maker(
             clip_skip=config.model.clip_skip,
             min_timestep=config.loss.min_timestep,
             max_timestep=config.loss.max_timestep,
+            adapter=method.adapter,
         )
+        if method.notes == "modelspec":
+            return spec
         return at_save(
             base, steps=step, epoch=epoch, finished_at=when, modelspec=spec, no_metadata=config.saving.no_metadata
         )

@@ -130,7 +130,7 @@ class Trainer:
         waits = not run.accelerator.sync_gradients and run.accelerator.num_processes > 1
         self._paths += batch.paths
         with run.accelerator.no_sync(run.predictor) if waits else nullcontext():
-            run.method.on_step_start(batch.network_multipliers.to(run.maths.device))
+            run.method.on_step_start(batch.network_multipliers.to(run.maths.device), at.step)
             loss = self._loss(batch)
             value = float(loss.detach())
             # With several processes the others are waiting for this one's gradients: all stop together before the step.
@@ -242,7 +242,7 @@ class Trainer:
     def _sample(self, epoch: int | None) -> None:
         run = self.run
         if run.accelerator.is_main_process:
-            with run.created.evaluating(), run.method_evaluating():
+            with run.created.evaluating(), run.method.evaluation():
                 run.samples.make(self.position.step, epoch)
         run.accelerator.wait_for_everyone()
         self.clock.restart()
@@ -252,7 +252,7 @@ class Trainer:
         if run.validation is None:
             return
         run.reporter.phase("validate")
-        with run.created.evaluating(), run.method_evaluating():
+        with run.created.evaluating(), run.method.evaluation():
             loss = run.validation.measure(run.accelerator)
         run.reporter.event("validate", step=self.position.step, epoch=self.position.epoch, loss=loss)
         run.reporter.say(f"validation loss {loss:.4f} at step {self.position.step}")

@@ -18,10 +18,27 @@ class WrittenFileError(Exception):
 
 
 def check_written(path: Path, expected: set[str] | None = None) -> int:
-    """Open a weight file again and look at every tensor; returns the number of tensors.
+    """Open a weight file or a model folder again and look at every tensor; returns the number of tensors.
 
     Raises WrittenFileError when it cannot be read, misses a name of `expected`, is empty, or holds NaN.
     """
+    found: set[str] = set()
+    for file in _weight_files(path):
+        found |= {f"{file.parent.name}/{name}" if path.is_dir() else name for name in _check_file(file)}
+    missing = (expected or set()) - found
+    if missing or not found:
+        raise WrittenFileError(f"{path.name} was written but lacks {', '.join(sorted(missing)[:5]) or 'everything'}.")
+    return len(found)
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """The file itself, or the weight files in a model folder."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.suffix in (".safetensors", ".bin"))
+
+
+def _check_file(path: Path) -> set[str]:
     found: set[str] = set()
     try:
         if path.suffix == ".safetensors":
@@ -35,10 +52,14 @@ def check_written(path: Path, expected: set[str] | None = None) -> int:
                 found.add(name)
     except (SafetensorError, OSError, UserError) as error:
         raise WrittenFileError(f"{path.name} was written but cannot be opened again: {error}") from error
-    missing = (expected or set()) - found
-    if missing or not found:
-        raise WrittenFileError(f"{path.name} was written but lacks {', '.join(sorted(missing)[:5]) or 'everything'}.")
-    return len(found)
+    return found
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    if not path.is_dir():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _check_tensor(path: Path, name: str, tensor: torch.Tensor) -> None:

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from sd_scripts.data.loader import BatchLoader
 from sd_scripts.methods.base import Method
-from sd_scripts.schema.commands import TrainNetworkConfig
+from sd_scripts.schema.commands import TrainConfig
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.saving import SavingOptions
 from sd_scripts.trainer.loop import Position, Trainer
@@ -26,7 +26,7 @@ from sd_scripts.training.state_files import locate, read_manifest
 
 
 def state_writer(
-    accelerator: Accelerator, method: Method, config: TrainNetworkConfig
+    accelerator: Accelerator, method: Method, config: TrainConfig
 ) -> Callable[[CreatedOptimizer, Any, BatchLoader], StateWriter]:
     """A maker of the function that writes states; the parts are known only after the optimizer is made."""
 
@@ -88,7 +88,7 @@ def check_resume(saving: SavingOptions) -> int | None:
     return seed if isinstance(seed, int) else None
 
 
-def _load(run: Run, config: TrainNetworkConfig) -> LoadedState | None:
+def _load(run: Run, config: TrainConfig) -> LoadedState | None:
     saving = config.saving
     if not saving.resume:
         return None
@@ -108,7 +108,7 @@ def _load(run: Run, config: TrainNetworkConfig) -> LoadedState | None:
     )
 
 
-def resume_trainer(run: Run, config: TrainNetworkConfig) -> Trainer:
+def resume_trainer(run: Run, config: TrainConfig) -> Trainer:
     """The trainer at its starting position: the beginning, a given step or epoch, or where a saved state stands.
 
     Raises UserError when the state does not fit, or has already reached the end.

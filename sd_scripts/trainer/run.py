@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,15 +40,3 @@ class Run:
     accumulation: int
     max_grad_norm: float
     fused: FusedBackward | None
-
-    @contextmanager
-    def method_evaluating(self) -> Iterator[None]:
-        """Dropouts off inside the block; every module is back in its own mode afterwards."""
-        modules = list(self.method.module.modules())
-        modes = [module.training for module in modules]
-        self.method.module.eval()
-        try:
-            yield
-        finally:
-            for module, mode in zip(modules, modes):
-                module.training = mode

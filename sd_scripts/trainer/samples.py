@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
 
 from sd_scripts.families.base import Family, Model
+from sd_scripts.methods.base import Method
 from sd_scripts.sampling.output import sample_folder, sample_name, save_png, should_sample
 from sd_scripts.sampling.prompts import SamplePrompt, parse_prompts
 from sd_scripts.schema.errors import UserError
@@ -22,6 +24,7 @@ class SampleMaker:
     """Makes the pictures of all prompts with the weights as they are."""
 
     family: Family
+    method: Method
     model: Model
     model_options: ModelOptions
     options: SamplingOptions
@@ -66,16 +69,24 @@ class SampleMaker:
         self.reporter.phase("train")
         return written
 
-    def _one(self, prompt: SamplePrompt, step: int, epoch: int | None) -> int:
-        try:
-            image = self.family.sample(
+    def _picture(self, prompt: SamplePrompt) -> Image:
+        rewrite = self.method.rewrite_prompt
+        negative = None if prompt.negative is None else rewrite(prompt.negative)
+        read = replace(prompt, prompt=rewrite(prompt.prompt), negative=negative)
+        with self.method.guide(read, self.device, self.dtype) as guide:
+            return self.family.sample(
                 self.model,
-                prompt,
+                read,
                 sampler=self.options.sample_sampler,
                 options=self.model_options,
                 device=self.device,
                 dtype=self.dtype,
+                guide=guide,
             )
+
+    def _one(self, prompt: SamplePrompt, step: int, epoch: int | None) -> int:
+        try:
+            image = self._picture(prompt)
             path = sample_folder(self.output_dir) / sample_name(self.output_name, prompt, step, epoch)
             save_png(image, path, prompt)
         except TerminatedError:

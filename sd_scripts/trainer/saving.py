@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from sd_scripts.methods.base import Method
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.saving import SavingOptions
-from sd_scripts.trainer.outputs import WrittenFileError, check_written, free_space_warning, remove_old
+from sd_scripts.trainer.outputs import WrittenFileError, check_written, free_space_warning, remove_old, size_of
 from sd_scripts.trainer.reporting import Reporter
 from sd_scripts.trainer.upload import Uploader
 from sd_scripts.training.naming import SaveNames, Saves
@@ -102,12 +102,12 @@ class Saver:
         try:
             with self.created.evaluating():
                 metadata = self.make_metadata(step, epoch, time.time())
-                self.method.save(path, self.dtype, metadata)
+                self.method.save(path, self.dtype, metadata, epoch=epoch, step=step)
             tensors = check_written(path)
         except (OSError, WrittenFileError) as error:
             self._failed(path, error, final)
             return False
-        size = path.stat().st_size
+        size = size_of(path)
         self.reporter.say(f"saved {path.name} ({size / 2**20:.1f} MB, {tensors} tensors), opened again and checked")
         self.reporter.event(
             "save", path=str(path), step=step, epoch=epoch, bytes=size, final=final, state=False, checked=True
@@ -125,7 +125,7 @@ class Saver:
             self._failed(folder, error, final)
             return False
         self.reporter.say(f"saved the training state {folder.name}")
-        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+        size = size_of(folder)
         self.reporter.event(
             "save", path=str(folder), step=step, epoch=epoch, bytes=size, final=final, state=True, checked=True
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sd_scripts.families.base import Family
 from sd_scripts.methods.base import Method
-from sd_scripts.schema.commands import TrainNetworkConfig
+from sd_scripts.schema.commands import TrainConfig
 from sd_scripts.schema.errors import UserError
 from sd_scripts.trainer.accelerating import common_seed, guess_device, make_accelerator
 from sd_scripts.trainer.assemble import Assembly
@@ -20,7 +20,16 @@ from sd_scripts.trainer.loop import Trainer
 from sd_scripts.trainer.reporting import Reporter
 from sd_scripts.trainer.resume import check_resume, resume_trainer, state_writer
 from sd_scripts.trainer.run import Run
-from sd_scripts.trainer.setup import Data, attach, cache_latents, check_paths, load_model, plan_of, scan
+from sd_scripts.trainer.setup import (
+    Data,
+    attach,
+    cache_latents,
+    cache_text_outputs,
+    check_paths,
+    load_model,
+    plan_of,
+    scan,
+)
 from sd_scripts.trainer.trackers import start_trackers
 from sd_scripts.training.plan import RunPlan
 from sd_scripts.training.precision import resolve
@@ -30,7 +39,7 @@ EXIT_DONE, EXIT_BUG, EXIT_USER_ERROR, EXIT_NOT_FINITE, EXIT_INTERRUPTED, EXIT_TE
 SECRETS = ("wandb_api_key", "huggingface_token")
 
 
-def job_folder(config: TrainNetworkConfig) -> Path:
+def job_folder(config: TrainConfig) -> Path:
     """Where events and requests live: the job's folder, or `<output_dir>/<output_name>.run` without a job."""
     if config.run.job_dir:
         return Path(config.run.job_dir)
@@ -40,7 +49,7 @@ def job_folder(config: TrainNetworkConfig) -> Path:
 class Session:
     """A run of one family with one method."""
 
-    def __init__(self, config: TrainNetworkConfig, family: Family, method: Method) -> None:
+    def __init__(self, config: TrainConfig, family: Family, method: Method) -> None:
         self.config, self.family, self.method = config, family, method
         is_main = int(os.environ.get("RANK", "0")) == 0
         self.processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -97,10 +106,10 @@ class Session:
         config, reporter = self.config, self.reporter
         for warning in config.warnings:
             reporter.warn("option", warning.message, warning.hint, warning.key)
-        check_paths(config)
+        check_paths(config, self.method)
         seed = common_seed(config.training, check_resume(config.saving))
         reporter.phase("scan pictures")
-        data = scan(config, seed)
+        data = scan(config, self.method, seed)
         plan = plan_of(config, data, self.processes)
         show_dataset(reporter, data.train, plan)
         facts = plan_event(config, data.train, plan)
@@ -115,7 +124,7 @@ class Session:
         rates = run.created.learning_rates()
         reporter.event("start", **facts, device=str(run.accelerator.device), trains=rates, seed=seed)
         public = {key: value for key, value in config.values().items() if key not in SECRETS}
-        start_trackers(run.accelerator, config.logging, public)
+        start_trackers(run.accelerator, config.logging, public, self.method.project)
         for remark in run.samples.remarks():
             reporter.warn("sample", remark, key="sample_prompts")
         self.trainer = resume_trainer(run, config)
@@ -127,11 +136,17 @@ class Session:
         precision = resolve(config.training, config.saving, guess_device())
         reporter.notices(precision.notices)
         accelerator = make_accelerator(
-            config.training, config.logging, config.network, precision.mixed_precision, data.train.batch_size
+            config.training,
+            config.logging,
+            precision.mixed_precision,
+            data.train.batch_size,
+            may_leave_out=method.may_leave_out,
         )
         seed_everything(seed, accelerator.process_index)
-        model = load_model(config, family, precision, accelerator.device, reporter)
-        cache_latents(config, family, model, data, accelerator, reporter)
+        model = load_model(config, family, method, precision, accelerator.device, reporter)
+        method.prepare_model(model, family, precision.weights)
+        cache_latents(config, family, method, model, data, accelerator, reporter)
+        cache_text_outputs(config, family, method, model, data, accelerator, reporter)
         if accelerator.num_processes > 1:
             seed_everything(seed)  # a network's first weights are drawn next: the same in every process
         attach(config, family, model, method, precision, accelerator.device)
@@ -156,7 +171,7 @@ class Session:
         return status
 
 
-def _reporter(config: TrainNetworkConfig, is_main: bool) -> Reporter:
+def _reporter(config: TrainConfig, is_main: bool) -> Reporter:
     folder = job_folder(config)
     try:
         return Reporter(config.logging, folder if is_main else None)
@@ -166,6 +181,6 @@ def _reporter(config: TrainNetworkConfig, is_main: bool) -> Reporter:
         raise UserError(message, key, "Choose another folder.") from error
 
 
-def run_session(config: TrainNetworkConfig, family: Family, method: Method) -> int:
+def run_session(config: TrainConfig, family: Family, method: Method) -> int:
     """Run a session and return its exit code."""
     return Session(config, family, method).run()

@@ -17,7 +17,7 @@ from sd_scripts.methods.base import Method
 from sd_scripts.models.folder import is_hub_id
 from sd_scripts.sampling.prompts import parse_prompts
 from sd_scripts.sampling.weights import parse_weights
-from sd_scripts.schema.commands import TrainNetworkConfig
+from sd_scripts.schema.commands import TrainConfig
 from sd_scripts.schema.errors import DataError, UserError
 from sd_scripts.trainer.reporting import Reporter
 from sd_scripts.training.plan import RunPlan, make_plan
@@ -32,16 +32,15 @@ class Data:
     validation: DatasetGroup | None
 
 
-def check_paths(config: TrainNetworkConfig) -> None:
+def check_paths(config: TrainConfig, method: Method) -> None:
     """Look at every file and folder the run will need, before anything is loaded.
 
     Raises UserError for the first one that is missing or cannot be written.
     """
     for key, path in (
-        ("network_weights", config.network.network_weights),
         ("vae", None if is_hub_id(config.model.vae or "") else config.model.vae),
         ("sample_prompts", config.sampling.sample_prompts),
-        *(("base_weights", path) for path in config.network.base_weights or []),
+        *method.required_files(),
     ):
         if path and not Path(path).exists():
             raise UserError(f"{key}: '{path}' does not exist.", key, "Check the path.")
@@ -56,20 +55,36 @@ def check_paths(config: TrainNetworkConfig) -> None:
         raise UserError(f"output_dir '{folder}' cannot be written to.", "output_dir", "Choose another folder.")
 
 
-def scan(config: TrainNetworkConfig, seed: int) -> Data:
+def scan(config: TrainConfig, method: Method, seed: int) -> Data:
     """Find the pictures. Raises UserError where they cannot be trained on."""
     blueprint = build_blueprint(
         config.dataset,
         config.captions,
         config.validation,
         # Pictures in conditioning_data_dir weigh the loss only where masked_loss asks for it; alpha masks always do.
-        control_images=not config.loss.masked_loss,
+        control_images=method.needs_control_images or not config.loss.masked_loss,
         allow_plugins=config.run.allow_plugins,
     )
     data = Data(*build(blueprint, seed))
+    data.train.warnings += method.check_captions(training_captions(data.train))
+    for group in (data.train, data.validation):
+        if group is not None:
+            group.replacements = method.caption_replacements()
     if config.model.weighted_captions:
         check_weights(data.train)
     return data
+
+
+def training_captions(group: DatasetGroup) -> list[str]:
+    """The caption of every picture with its subset's prefix and suffix; regularisation pictures are left out."""
+    found = []
+    for dataset in group.datasets:
+        for record in dataset.records:
+            subset = dataset.subset_of(record)
+            if not subset.is_reg:
+                around = (subset.captions.caption_prefix, record.caption, subset.captions.caption_suffix)
+                found.append(" ".join(part for part in around if part))
+    return found
 
 
 def check_weights(group: DatasetGroup) -> None:
@@ -86,7 +101,7 @@ def check_weights(group: DatasetGroup) -> None:
                 ) from error
 
 
-def plan_of(config: TrainNetworkConfig, data: Data, processes: int) -> RunPlan:
+def plan_of(config: TrainConfig, data: Data, processes: int) -> RunPlan:
     """All lengths of the run."""
     return make_plan(
         config.training,
@@ -99,11 +114,20 @@ def plan_of(config: TrainNetworkConfig, data: Data, processes: int) -> RunPlan:
 
 
 def load_model(
-    config: TrainNetworkConfig, family: Family, precision: Precision, device: torch.device, reporter: Reporter
+    config: TrainConfig,
+    family: Family,
+    method: Method,
+    precision: Precision,
+    device: torch.device,
+    reporter: Reporter,
 ) -> Model:
-    """Load the base model: straight onto the device with --lowram, else into main memory first."""
+    """Load the base model: straight onto the device with --lowram, else into main memory first.
+
+    A model that is trained itself is loaded in the precision of what is trained; its frozen parts are lowered later.
+    """
     reporter.phase("load model")
-    model = family.load(config.model, precision.weights, device if config.training.lowram else "cpu")
+    dtype = precision.trained if method.saves_whole_model else precision.weights
+    model = family.load(config.model, dtype, device if config.training.lowram else "cpu")
     for note in model.extras.get("notes", ()):
         reporter.warn("model", str(note), key="pretrained_model_name_or_path")
     if model.prediction_type == "v_prediction" and config.loss.v_pred_like_loss:
@@ -118,7 +142,13 @@ def load_model(
 
 
 def cache_latents(
-    config: TrainNetworkConfig, family: Family, model: Model, data: Data, accelerator: Accelerator, reporter: Reporter
+    config: TrainConfig,
+    family: Family,
+    method: Method,
+    model: Model,
+    data: Data,
+    accelerator: Accelerator,
+    reporter: Reporter,
 ) -> None:
     """Encode the pictures once, where the options ask for it; the VAE leaves the device afterwards."""
     if not config.dataset.cache_latents:
@@ -140,7 +170,7 @@ def cache_latents(
             family=family.name,
             encoder_id=vae_identity(model),
         )
-    if not config.sampling.sample_prompts:
+    if not config.sampling.sample_prompts and not method.saves_whole_model:
         # Nobody needs the VAE any more; without its weights a run on a CPU takes 0.3 GB less.
         torch.nn.Module.to(model.vae, "meta")
     elif not config.training.highvram:
@@ -150,22 +180,82 @@ def cache_latents(
     accelerator.wait_for_everyone()
 
 
+def cache_text_outputs(
+    config: TrainConfig,
+    family: Family,
+    method: Method,
+    model: Model,
+    data: Data,
+    accelerator: Accelerator,
+    reporter: Reporter,
+) -> None:
+    """Encode the captions once, where the options ask for it; the text encoders leave the device afterwards.
+
+    Raises UserError where captions change from use to use, or where the text encoders are trained.
+    """
+    if not config.text_cache.cache_text_encoder_outputs:
+        return
+    if not family.caches_text or method.trains_text_encoder:
+        raise UserError(
+            "cache_text_encoder_outputs needs text encoders that are not trained.",
+            "cache_text_encoder_outputs",
+            "Switch on network_train_unet_only, or leave the cache out.",
+        )
+    for encoder in model.text_encoders:
+        encoder.to(accelerator.device).eval()
+
+    def encode(captions: list[str]) -> list[dict[str, torch.Tensor]]:
+        with torch.no_grad(), accelerator.autocast():
+            return family.text_outputs(model, captions, options=config.model)
+
+    for group in (data.train, data.validation):
+        if group is not None:
+            group.cache_text_outputs(
+                encode,
+                to_disk=config.text_cache.cache_text_encoder_outputs_to_disk,
+                batch_size=config.dataset.vae_batch_size,
+                process_index=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+                progress=lambda done, of: reporter.phase("cache text", done, of),
+                wait=accelerator.wait_for_everyone,
+                encoder_id=text_identity(model),
+                max_token_length=config.model.max_token_length,
+            )
+    needed = bool(config.sampling.sample_prompts) or method.saves_whole_model
+    for encoder in model.text_encoders:
+        torch.nn.Module.to(encoder, "cpu" if needed else "meta")
+    if accelerator.device.type == "cuda":
+        torch.cuda.empty_cache()
+    accelerator.wait_for_everyone()
+
+
 def vae_identity(model: Model) -> str:
     """A short text that changes with the VAE's weights: latents of another VAE are not reused.
 
     Hashes one small tensor, its first convolution: any retrained VAE differs there.
     """
-    first = next(iter(model.vae.state_dict().values())).detach().float().cpu().contiguous()
-    return hashlib.sha256(first.numpy().tobytes()).hexdigest()[:16]
+    return _hash(next(iter(model.vae.state_dict().values())))
+
+
+def text_identity(model: Model) -> str:
+    """A short text that changes with the text encoders' weights: part of the last matrix of each."""
+    last = [[value for value in encoder.state_dict().values() if value.ndim > 1][-1] for encoder in model.text_encoders]
+    return "+".join(_hash(matrix[:16]) for matrix in last)
+
+
+def _hash(values: torch.Tensor) -> str:
+    plain = values.detach().float().cpu().contiguous()
+    return hashlib.sha256(plain.numpy().tobytes()).hexdigest()[:16]
 
 
 def attach(
-    config: TrainNetworkConfig, family: Family, model: Model, method: Method, precision: Precision, device: torch.device
+    config: TrainConfig, family: Family, model: Model, method: Method, precision: Precision, device: torch.device
 ) -> None:
     """Move the model to the device and put what is trained into it."""
     model.unet.to(device)
-    for encoder in model.text_encoders:
-        encoder.to(device)
+    if not config.text_cache.cache_text_encoder_outputs:
+        for encoder in model.text_encoders:
+            encoder.to(device)
     checkpointing = config.training.gradient_checkpointing or config.training.cpu_offload_checkpointing
     if checkpointing:
         family.use_gradient_checkpointing(model, text=method.trains_text_encoder)

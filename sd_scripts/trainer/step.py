@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from sd_scripts.data.batch import Batch
-from sd_scripts.families.base import Family, Model
+from sd_scripts.families.base import Conditioning, Family, Model
 from sd_scripts.methods.base import Method
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.loss import LossOptions
@@ -30,6 +30,16 @@ class Ingredients:
     method: Method
     options: ModelOptions
     offload: bool = False
+
+    def conditioning(self, batch: Batch, latents: Tensor) -> Conditioning:
+        """The batch's captions, encoded now or kept from before, with the sizes of its pictures."""
+        sizes = torch.cat([batch.original_sizes, batch.crop_top_lefts, batch.target_sizes], dim=1)
+        if batch.text_outputs is not None:
+            found = self.family.from_text_outputs(batch.text_outputs, latents.device, latents.dtype)
+        else:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.method.trains_text_encoder):
+                found = self.family.encode_captions(self.model, batch.captions, options=self.options)
+        return replace(found, sizes=sizes.to(latents.device, torch.float32))
 
 
 class Predictor(nn.Module):
@@ -59,11 +69,10 @@ class Predictor(nn.Module):
 
     @staticmethod
     def _predict(parts: Ingredients, latents: Tensor, batch: Batch, draw: Draw) -> tuple[Tensor, NoiseSample]:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and parts.method.trains_text_encoder):
-            conditioning = parts.family.encode_captions(parts.model, batch.captions, options=parts.options)
-        conditioning = parts.method.before_predict(conditioning, batch)
+        conditioning = parts.conditioning(batch, latents)
         sample = draw(latents)
         noisy = sample.noisy.to(latents.dtype)
+        conditioning = parts.method.before_predict(conditioning, batch, noisy, sample.timesteps)
         return parts.family.predict(parts.model, noisy, sample.timesteps, conditioning), sample
 
 

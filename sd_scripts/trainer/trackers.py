@@ -15,7 +15,6 @@ from accelerate import Accelerator
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.logging import LoggingOptions
 
-DEFAULT_PROJECT = "network_train"
 _INSTALL = {"tensorboard": "pip install tensorboard", "wandb": "pip install wandb"}
 
 
@@ -44,8 +43,13 @@ def log_folder(options: LoggingOptions, now: float | None = None) -> Path | None
     return Path(options.logging_dir) / f"{options.log_prefix or ''}{stamp}"
 
 
-def start_trackers(accelerator: Accelerator, options: LoggingOptions, settings: Mapping[str, Any]) -> None:
-    """Open the trackers; `settings` go along with --log_config only. Raises UserError for an unreadable file."""
+def start_trackers(
+    accelerator: Accelerator, options: LoggingOptions, settings: Mapping[str, Any], project: str = "network_train"
+) -> None:
+    """Open the trackers; `settings` go along with --log_config only. Raises UserError for an unreadable file.
+
+    `project` is the name where log_tracker_name gives none.
+    """
     if not accelerator.is_main_process or not accelerator.log_with:
         return
     init: dict[str, Any] = {}
@@ -61,7 +65,7 @@ def start_trackers(accelerator: Accelerator, options: LoggingOptions, settings: 
     if options.wandb_api_key:
         os.environ["WANDB_API_KEY"] = options.wandb_api_key  # wandb's own door for it; never printed or saved
     config = {key: str(value) for key, value in settings.items()} if options.log_config else None
-    accelerator.init_trackers(options.log_tracker_name or DEFAULT_PROJECT, config=config, init_kwargs=init)
+    accelerator.init_trackers(options.log_tracker_name or project, config=config, init_kwargs=init)
 
 
 def log_epoch(accelerator: Accelerator, average: float, epoch: int, step: int) -> None:

@@ -71,13 +71,16 @@ class Saves:
     epochs: int
 
     @classmethod
-    def of(cls, options: SavingOptions, plan: RunPlan) -> "Saves":
-        """The saves that the options ask for. States are kept as long as files unless told otherwise."""
+    def of(cls, options: SavingOptions, plan: RunPlan, file_format: str, default_name: str | None = None) -> "Saves":
+        """The saves that the options ask for. States are kept as long as files unless told otherwise.
+
+        `file_format` is what the method writes; diffusers folders have no suffix.
+        """
         by_epochs, by_steps = options.save_last_n_epochs, options.save_last_n_steps
         return cls(
             folder=Path(options.output_dir or "."),
-            name=options.output_name,
-            suffix=f".{options.save_model_as}",
+            name=options.output_name or default_name,
+            suffix="" if file_format.startswith("diffusers") else f".{file_format}",
             every_n_epochs=plan.save_every_n_epochs,
             every_n_steps=options.save_every_n_steps,
             last_n_epochs=by_epochs,

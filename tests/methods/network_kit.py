@@ -57,7 +57,7 @@ def train(base: Model, made: NetworkMethod, steps: int = 2) -> list[float]:
     made.on_epoch_start()
     losses = []
     for _ in range(steps):
-        made.on_step_start(None)
+        made.on_step_start(None, 0)
         loss = output(base).square().mean()
         loss.backward()
         optimizer.step()

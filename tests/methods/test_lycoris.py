@@ -146,9 +146,9 @@ def test_refusals_are_sentences(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="bypass_mode=True"):
         attached(base, **options("locon"))
     mixed = attached(model(), **options("locon"))
-    mixed.on_step_start(torch.tensor([0.5, 0.5]))
+    mixed.on_step_start(torch.tensor([0.5, 0.5]), 0)
     with pytest.raises(UserError, match="one network_multiplier"):
-        mixed.on_step_start(torch.tensor([0.5, 1.0]))
+        mixed.on_step_start(torch.tensor([0.5, 1.0]), 0)
 
 
 def test_an_8_bit_base_model_trains_with_bypass() -> None:

@@ -242,7 +242,7 @@ def test_samples_are_made_at_full_strength_without_dropout() -> None:
     for lora in made.module.loras:
         torch.nn.init.normal_(lora.lora_up.weight, std=0.1)
     made.on_epoch_start()
-    made.on_step_start(torch.tensor([0.0, 0.5]))
+    made.on_step_start(torch.tensor([0.0, 0.5]), 0)
     with made.evaluation():
         first, second = output(base), output(base)
     assert torch.equal(first, second)
@@ -257,7 +257,7 @@ def test_each_sample_of_a_batch_has_its_own_strength() -> None:
     made = attached(base, **LORA)
     for lora in made.module.loras:
         torch.nn.init.normal_(lora.lora_up.weight, std=0.1)
-    made.on_step_start(torch.tensor([0.0, 1.0]))
+    made.on_step_start(torch.tensor([0.0, 1.0]), 0)
     both = output(base)
     torch.testing.assert_close(both[0], plain[0], rtol=1e-4, atol=1e-5)
     assert (both[1] - plain[1]).abs().max() > 1e-3

@@ -16,7 +16,9 @@ from sd_scripts.events import read_events
 from sd_scripts.train import main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SCRIPT = ROOT / "sd_scripts" / "train_network.py"
+SCRIPTS = ROOT / "sd_scripts"
+SCRIPT = SCRIPTS / "train_network.py"
+_NETWORK: dict[str, Any] = {"network_module": "networks.lora", "network_dim": 4}
 
 
 @dataclass
@@ -42,7 +44,7 @@ class Finished:
         return errors[-1]
 
 
-def arguments(model: Path, data: Path, out: Path, **options: Any) -> list[str]:
+def arguments(model: Path, data: Path, out: Path, command: str = "train_network", **options: Any) -> list[str]:
     """Flags of a small run; True is a bare flag, None or False leaves it out, a list gives several values."""
     values: dict[str, Any] = {
         "pretrained_model_name_or_path": model,
@@ -56,8 +58,7 @@ def arguments(model: Path, data: Path, out: Path, **options: Any) -> list[str]:
         "cache_latents": True,
         "max_train_steps": 4,
         "max_data_loader_n_workers": 0,
-        "network_module": "networks.lora",
-        "network_dim": 4,
+        **(_NETWORK if command.endswith("train_network") else {}),
         "learning_rate": 1e-3,
         "seed": 7,
         **options,
@@ -83,15 +84,15 @@ def events_of(out: Path, name: str = "small") -> list[dict[str, Any]]:
     return read_events(out / f"{name}.run" / "events.jsonl")[0]
 
 
-def train_here(model: Path, data: Path, out: Path, **options: Any) -> Finished:
+def train_here(model: Path, data: Path, out: Path, command: str = "train_network", **options: Any) -> Finished:
     """Run in this process."""
     forget_accelerate()
-    code = main("train_network", arguments(model, data, out, **options))
+    code = main(command, arguments(model, data, out, command, **options))
     name = options.get("output_name", "small")
     return Finished(code, out, events_of(out, name) if (out / f"{name}.run").exists() else [])
 
 
-def launch_command(argv: Sequence[str], *, processes: int = 1) -> list[str]:
+def launch_command(argv: Sequence[str], *, processes: int = 1, command: str = "train_network") -> list[str]:
     several = ["--multi_gpu"] if processes > 1 else []
     return [
         sys.executable,
@@ -101,7 +102,7 @@ def launch_command(argv: Sequence[str], *, processes: int = 1) -> list[str]:
         *("--num_processes", str(processes), "--num_machines", "1"),
         *("--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"),
         *(("--main_process_port", "0") if processes > 1 else ()),
-        str(SCRIPT),
+        str(SCRIPTS / f"{command}.py"),
         *argv,
     ]
 
@@ -110,10 +111,12 @@ def launch_environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONUTF8": "1"}
 
 
-def launch(model: Path, data: Path, out: Path, *, processes: int = 1, **options: Any) -> Finished:
+def launch(
+    model: Path, data: Path, out: Path, *, processes: int = 1, command: str = "train_network", **options: Any
+) -> Finished:
     """Run through `accelerate launch`, as people do."""
-    command = launch_command(arguments(model, data, out, **options), processes=processes)
+    argv = launch_command(arguments(model, data, out, command, **options), processes=processes, command=command)
     result = subprocess.run(
-        command, capture_output=True, text=True, env=launch_environment(), timeout=280, check=False, cwd=out.parent
+        argv, capture_output=True, text=True, env=launch_environment(), timeout=280, check=False, cwd=out.parent
     )
     return Finished(result.returncode, out, events_of(out, options.get("output_name", "small")), result.stderr)

@@ -27,7 +27,7 @@ def _saves(folder: Path, args: dict[str, Any], per_epoch: int, steps: int) -> Sa
     saving = SavingOptions(output_dir=str(folder), **args)
     training = TrainingOptions(max_train_steps=steps)
     plan = make_plan(training, OptimizerOptions(), saving, batches=per_epoch, batch_size=1)
-    return Saves.of(saving, plan)
+    return Saves.of(saving, plan, saving.save_model_as or "safetensors")
 
 
 def _write(names: SaveNames, with_state: bool, events: list[str], state_first: bool = False) -> None:

@@ -88,11 +88,11 @@ def make_model(folder: Path, tiny: bool) -> Path:
     torch.manual_seed(0)
     parts = {
         "unet": make_unet(config["unet"]).half(),
-        "text_encoder": make_text_encoder(config["text_encoder"]).half(),
+        "text_encoders": [make_text_encoder(config["text_encoder"]).half()],
         "vae": make_vae(config["vae"]).half(),
     }
     model = LoadedModel(
-        **parts, tokenizer=build_tokenizer("sd1"), version="sd1", prediction_type="epsilon", source="random"
+        **parts, tokenizers=[build_tokenizer("sd1")], version="sd1", prediction_type="epsilon", source="random"
     )
     return save_diffusers_folder(model, target)
 

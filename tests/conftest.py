@@ -82,6 +82,22 @@ def tiny_sd2_file(shared_root: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sdxl(shared_root: Path) -> Path:
+    """A small Stable Diffusion XL model as a diffusers folder."""
+    from sd_scripts.models.tiny import save_tiny
+
+    return made_once(shared_root, "tiny sdxl", lambda path: save_tiny(path, "sdxl"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl_file(shared_root: Path) -> Path:
+    """The same small Stable Diffusion XL model as one file in the original layout."""
+    from sd_scripts.models.tiny import save_tiny_single_file
+
+    return made_once(shared_root, "tiny_sdxl.safetensors", lambda path: save_tiny_single_file(path, "sdxl"))
+
+
+@pytest.fixture(scope="session")
 def photos(shared_root: Path) -> Path:
     """A training folder `<root>/photos` with `2_photo/` in it: four CC0 photographs of scikit-image and captions."""
 

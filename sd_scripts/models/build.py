@@ -4,41 +4,71 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sd_scripts.models.assets import model_config
 from sd_scripts.schema.errors import UserError
 
+TextEncoder: TypeAlias = CLIPTextModel | CLIPTextModelWithProjection
+
+
+@dataclass
+class Origin:
+    """What a model's source held beside the weights that are trained; written back when the model is saved.
+
+    Attributes:
+        ballast: entries of an original single file that no module has (position numbers, the schedule, the last layer
+            of SD2's text encoder), by their names there; None when the model came from a diffusers folder.
+        epoch: counted by earlier trainings, as a .ckpt says.
+        step: the same in steps.
+    """
+
+    ballast: dict[str, Tensor] | None = None
+    epoch: int = 0
+    step: int = 0
+
 
 @dataclass
 class LoadedModel:
-    """The parts of a Stable Diffusion 1.x or 2.x model.
+    """The parts of a Stable Diffusion 1.x, 2.x or XL model.
 
     Attributes:
-        unet: takes latents [B, 4, h, w], timesteps [B] and text [B, T, C].
-        text_encoder: CLIP's text tower, 12 layers (sd1) or 23 (sd2).
+        unet: takes latents [B, 4, h, w], timesteps [B] and text [B, T, C]; XL also pooled text and sizes.
+        text_encoders: CLIP's text tower, 12 layers (sd1) or 23 (sd2); XL has that of sd1 and OpenCLIP's with 32.
         vae: pictures [B, 3, 8h, 8w] in -1..1 <-> latents [B, 4, h, w].
-        tokenizer: CLIP's, padded as the version wants it.
-        version: "sd1" or "sd2".
+        tokenizers: CLIP's, one a text encoder, padded as it wants it.
+        version: "sd1", "sd2" or "sdxl".
         prediction_type: "epsilon" or "v_prediction".
         from_single_file: read from an original single file, not from a diffusers folder.
         source: what was asked for, for messages and metadata.
+        origin: what else the source held.
     """
 
     unet: UNet2DConditionModel
-    text_encoder: CLIPTextModel
+    text_encoders: list[TextEncoder]
     vae: AutoencoderKL
-    tokenizer: CLIPTokenizer
+    tokenizers: list[CLIPTokenizer]
     version: str
     prediction_type: str
     from_single_file: bool = False
     source: str = ""
     notes: list[str] = field(default_factory=list)
+    origin: Origin = field(default_factory=Origin)
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """The first text encoder."""
+        return self.text_encoders[0]
+
+    @property
+    def tokenizer(self) -> CLIPTokenizer:
+        """The first text encoder's tokenizer."""
+        return self.tokenizers[0]
 
 
 def without_marks(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,8 +88,23 @@ def make_vae(config: Mapping[str, Any]) -> AutoencoderKL:
 
 def make_text_encoder(config: Mapping[str, Any]) -> CLIPTextModel:
     """A CLIP text tower of `config` on the current default device."""
+    return CLIPTextModel(_text_config(config))
+
+
+def make_projected_text_encoder(config: Mapping[str, Any]) -> CLIPTextModelWithProjection:
+    """A CLIP text tower with its projection, SDXL's second one, on the current default device."""
+    return CLIPTextModelWithProjection(_text_config(config))
+
+
+def _text_config(config: Mapping[str, Any]) -> CLIPTextConfig:
     known = {key: value for key, value in config.items() if key not in ("architectures", "torch_dtype", "dtype")}
-    return CLIPTextModel(CLIPTextConfig(**without_marks(known)))
+    return CLIPTextConfig(**without_marks(known))
+
+
+def make_text_encoders(config: Mapping[str, Mapping[str, Any]]) -> list[TextEncoder]:
+    """The text encoders of a whole model's configuration, one or two, on the current default device."""
+    first: list[TextEncoder] = [make_text_encoder(config["text_encoder"])]
+    return [*first, make_projected_text_encoder(config["text_encoder_2"])] if "text_encoder_2" in config else first
 
 
 def text_core(text_encoder: nn.Module) -> nn.Module:
@@ -89,7 +134,7 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str, source: st
             raise UserError(
                 f"The {what} in {source} {problem} {len(names)} of {len(wanted)} weights (first: {names[0]}).",
                 key="pretrained_model_name_or_path" if what != "VAE" else None,
-                hint="The file is damaged, or it is not a Stable Diffusion 1.x or 2.x model.",
+                hint="The file is damaged, or it is another kind of model.",
             )
     module.load_state_dict({key: _cast(value, dtype) for key, value in weights.items()}, strict=True, assign=True)
     _fill_buffers(module)

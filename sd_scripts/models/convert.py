@@ -5,6 +5,7 @@ Tensors are shared, not copied, wherever the layouts store them alike.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -17,6 +18,8 @@ StateDict = dict[str, Tensor]
 
 # Entries that carry no weight of the model: counters, caches and heads that Stable Diffusion never uses.
 IGNORED_TEXT_KEYS = ("position_ids", "text_projection", "logit_scale", "attn_mask")
+LAYERS = 32  # more text layers than this no table needs
+_TEMPERATURE = math.log(100)  # OpenCLIP's logit_scale is never let above it
 _QKV = ("q_proj", "k_proj", "v_proj")
 _IN_PROJ = re.compile(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)")
 _QKV_KEY = re.compile(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
@@ -154,11 +157,8 @@ def text_from_openclip(weights: Mapping[str, Tensor], layers: int) -> StateDict:
     return out | _renamed(plain, keymap.openclip_table(layers))
 
 
-def text_to_openclip(weights: Mapping[str, Tensor], layers: int) -> StateDict:
-    """transformers' text tower -> OpenCLIP's names, with one more layer (a copy of the last) as SD2 files have it.
-
-    Programs that read SD2 files build 24 layers and take the output of the 23rd; what the 24th holds is never used.
-    """
+def text_to_openclip(weights: Mapping[str, Tensor]) -> StateDict:
+    """transformers' text tower -> OpenCLIP's names."""
     out: StateDict = {}
     plain: StateDict = {}
     joint: dict[tuple[str, str], dict[str, Tensor]] = {}
@@ -170,9 +170,61 @@ def text_to_openclip(weights: Mapping[str, Tensor], layers: int) -> StateDict:
             out["positional_embedding"] = value
         else:
             plain[key] = value
-    out |= _renamed(plain, keymap.inverse(keymap.openclip_table(layers)))
+    out |= _renamed(plain, keymap.inverse(keymap.openclip_table(LAYERS)))
     for (layer, kind), parts in joint.items():
         out[f"transformer.resblocks.{layer}.attn.in_proj_{kind}"] = torch.cat([parts[name] for name in "qkv"])
-    last = f"transformer.resblocks.{layers - 1}."
-    extra = {key.replace(last, f"transformer.resblocks.{layers}."): out[key] for key in out if key.startswith(last)}
-    return out | {key: value.clone() for key, value in extra.items()}
+    return out
+
+
+def projected_from_openclip(weights: Mapping[str, Tensor], layers: int) -> StateDict:
+    """OpenCLIP's text tower with its projection -> transformers' `CLIPTextModelWithProjection`.
+
+    OpenCLIP multiplies by the projection from the right, a linear layer by its transpose.
+    """
+    out = text_to_clip(text_from_openclip(weights, layers))
+    if "text_projection" in weights:
+        out["text_projection.weight"] = weights["text_projection"].T.contiguous()
+    return out
+
+
+def projected_to_openclip(weights: Mapping[str, Tensor]) -> StateDict:
+    """transformers' `CLIPTextModelWithProjection` -> OpenCLIP's names."""
+    return text_to_openclip(weights) | {"text_projection": weights["text_projection.weight"].T.contiguous()}
+
+
+def projected_from_clip(weights: Mapping[str, Tensor]) -> StateDict:
+    """A text tower with projection out of a folder, whichever transformers version wrote it."""
+    out = text_to_clip(weights)
+    if "text_projection.weight" in weights:
+        out["text_projection.weight"] = weights["text_projection.weight"]
+    return out
+
+
+def text_ballast(weights: Mapping[str, Tensor], version: str) -> StateDict:
+    """What an original file of `version` has for its text encoders beside the weights that any program uses.
+
+    Args:
+        weights: of the whole model by original names.
+        version: "sd1", "sd2" or "sdxl".
+
+    Returns:
+        By original names: CLIP's position numbers (sd1, sdxl), OpenCLIP's temperature (sd2, sdxl) at the value it is
+        held to in training, and for sd2 a projection of ones and a 24th layer, a copy of the 23rd. Programs that read
+        SD2 files build 24 layers and take the output of the 23rd.
+    """
+    out: StateDict = {}
+    for prefix in keymap.TEXT_PREFIXES[version]:
+        if prefix.endswith(".transformer."):
+            width = weights[f"{prefix}text_model.embeddings.position_embedding.weight"].shape[0]
+            out[f"{prefix}text_model.embeddings.position_ids"] = torch.arange(width)[None]
+            continue
+        positions = weights[f"{prefix}positional_embedding"]
+        out[f"{prefix}logit_scale"] = torch.tensor(_TEMPERATURE, dtype=positions.dtype)
+        if version == "sd2":
+            width = positions.shape[1]
+            out[f"{prefix}text_projection"] = torch.ones(width, width, dtype=positions.dtype)
+            place = f"{prefix}transformer.resblocks."
+            last = max(int(key[len(place) :].split(".")[0]) for key in weights if key.startswith(place))
+            for key in [key for key in weights if key.startswith(f"{place}{last}.")]:
+                out[key.replace(f"{place}{last}.", f"{place}{last + 1}.")] = weights[key].clone()
+    return out

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor
 
 from sd_scripts.models import convert
 from sd_scripts.models.original import KEY, Part, check_channels
@@ -18,7 +20,7 @@ from sd_scripts.schema.errors import UserError
 UNET_STEMS = ("diffusion_pytorch_model",)
 TEXT_STEMS = ("model", "pytorch_model")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_PARTS = ("unet", "vae", "text_encoder")
+_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 
 def read_config(folder: Path, name: str = "config.json", key: str | None = KEY) -> dict[str, Any]:
@@ -39,15 +41,28 @@ def unet_part(folder: Path) -> Part:
     return Part(config, read_part(folder / "unet", UNET_STEMS))
 
 
-def text_part(folder: Path) -> Part:
-    """The text encoder of a diffusers folder, whichever transformers version wrote it. Raises UserError."""
-    config = read_config(folder / "text_encoder")
+def text_parts(folder: Path) -> list[Part]:
+    """The text encoders of a diffusers folder, whichever transformers version wrote them. Raises UserError."""
+    first = _text_part(folder / "text_encoder", convert.text_from_clip)
+    if not (folder / "text_encoder_2").is_dir():
+        return [first]
+    second = _text_part(folder / "text_encoder_2", convert.projected_from_clip)
+    # SDXL's published config carries CLIP's old wrong mark; with it the pooled output is looked for at the highest id,
+    # which is not the end mark once tokens have been added.
+    second.config |= {"bos_token_id": 49406, "eos_token_id": 49407}
+    return [first, second]
+
+
+def _text_part(folder: Path, rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> Part:
+    config = read_config(folder)
     # A config of a whole CLIP model keeps the text half one level down.
     config = {**config, **config.get("text_config", {})}
     config = {name: value for name, value in config.items() if name not in ("text_config", "vision_config")}
-    weights = read_part(folder / "text_encoder", TEXT_STEMS)
-    plain = {name: value for name, value in weights.items() if not name.startswith(("vision_model.", "visual_"))}
-    return Part(config, convert.text_from_clip(plain))
+    weights = read_part(folder, TEXT_STEMS)
+    return Part(
+        config,
+        rename({name: value for name, value in weights.items() if not name.startswith(("vision_model.", "visual_"))}),
+    )
 
 
 def vae_part(folder: Path, key: str | None = KEY) -> Part:

@@ -12,9 +12,13 @@ from dataclasses import dataclass
 
 UNET_PREFIX = "model.diffusion_model."
 VAE_PREFIX = "first_stage_model."
-# Where single files keep the text encoder; SD1 carries transformers' CLIP, SD2 carries OpenCLIP's.
-CLIP_PREFIX = "cond_stage_model.transformer."
-OPENCLIP_PREFIX = "cond_stage_model.model."
+# Where single files keep the text encoders, in order; those under `transformer.` are transformers' CLIP, those under
+# `model.` are OpenCLIP's.
+TEXT_PREFIXES = {
+    "sd1": ("cond_stage_model.transformer.",),
+    "sd2": ("cond_stage_model.model.",),
+    "sdxl": ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
+}
 
 RESNET = {
     "in_layers.0": "norm1",
@@ -56,6 +60,7 @@ class UnetShape:
 
 
 SD_UNET = UnetShape()
+UNET_SHAPES = {"sd1": SD_UNET, "sd2": SD_UNET, "sdxl": UnetShape(down_attention=(False, True, True))}
 
 
 def _resnet(table: dict[str, str], original: str, diffusers: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,17 @@ from diffusers import AutoencoderKL
 
 from sd_scripts.models import folder as folders
 from sd_scripts.models import original
-from sd_scripts.models.build import LoadedModel, filled, make_text_encoder, make_unet, make_vae
+from sd_scripts.models.build import (
+    LoadedModel,
+    Origin,
+    filled,
+    make_projected_text_encoder,
+    make_text_encoder,
+    make_unet,
+    make_vae,
+)
 from sd_scripts.models.original import KEY, Part
-from sd_scripts.models.tokenizer import load_tokenizer
+from sd_scripts.models.tokenizer import load_tokenizers
 from sd_scripts.models.weights import read_weights
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.headers import folder_version, identify, single_file_version
@@ -23,22 +31,29 @@ if TYPE_CHECKING:
     from sd_scripts.schema.model import ModelOptions
 
 Progress = Callable[[str], None]
-_NAMES = {"sd1": "a Stable Diffusion 1.x model", "sd2": "a Stable Diffusion 2.x model"}
-_OTHERS = {
-    "sdxl": ("a Stable Diffusion XL model", "Train it with sdxl_train_network.py."),
-    "sd3": ("a Stable Diffusion 3 model", "This trainer knows Stable Diffusion 1.x and 2.x."),
-    "flux": ("a Flux model", "This trainer knows Stable Diffusion 1.x and 2.x."),
+_NAMES = {
+    "sd1": "a Stable Diffusion 1.x model",
+    "sd2": "a Stable Diffusion 2.x model",
+    "sdxl": "a Stable Diffusion XL model",
+    "sd3": "a Stable Diffusion 3 model",
+    "flux": "a Flux model",
+}
+_SD, _SDXL = ("sd1", "sd2"), ("sdxl",)
+_WAYS_OUT = {
+    _SD: "Train it with the script of the same name that begins with sdxl_, or choose a 1.x or 2.x model.",
+    _SDXL: "Train it with the script of the same name that does not begin with sdxl_, or choose an XL model.",
 }
 
 
 @dataclass
 class _Parts:
     unet: Part
-    text: Part
+    texts: list[Part]
     vae: Part | None
     version: str
     prediction: str
     single_file: bool
+    origin: Origin = field(default_factory=Origin)
 
 
 def load_sd(
@@ -60,41 +75,66 @@ def load_sd(
     Raises:
         UserError: nothing there, something else there, damaged weights, or a contradiction with `--v2`.
     """
+    return _load(options, _SD, dtype, device, progress)
+
+
+def load_sdxl(
+    options: ModelOptions,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Load a Stable Diffusion XL base model, with both text encoders. Arguments and errors as `load_sd`."""
+    return _load(options, _SDXL, dtype, device, progress)
+
+
+def _load(
+    options: ModelOptions,
+    versions: tuple[str, ...],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    progress: Progress | None,
+) -> LoadedModel:
     say = progress or (lambda text: None)
-    source = options.pretrained_model_name_or_path
+    source = str(options.pretrained_model_name_or_path or "")
     if not source:
         raise UserError("No base model is given.", key=KEY, hint="Choose a model file, a model folder or a hub id.")
     say(f"reading {source}")
-    parts = _find_parts(str(source), want_vae=not options.vae)
-    notes = _check_version(parts.version, bool(options.v2), str(source))
+    parts = _find_parts(source, versions, want_vae=not options.vae)
+    notes = _check_version(parts.version, bool(options.v2), source)
     prediction = _prediction(parts, bool(options.v_parameterization), notes)
     vae_dtype = torch.float32 if options.no_half_vae else dtype
     say("U-Net")
-    unet = filled(make_unet, parts.unet.config, parts.unet.weights, "U-Net", str(source), dtype).to(device)
+    unet = filled(make_unet, parts.unet.config, parts.unet.weights, "U-Net", source, dtype).to(device)
     # Each part's file is let go of as soon as the part is made: mapped and cast copies of all three at once are 1 GB.
     parts.unet.weights.clear()
-    say("text encoder")
-    text = filled(make_text_encoder, parts.text.config, parts.text.weights, "text encoder", str(source), dtype)
-    parts.text.weights.clear()
+    texts = []
+    for number, part in enumerate(parts.texts, start=1):
+        what = f"text encoder {number}" if len(parts.texts) > 1 else "text encoder"
+        say(what)
+        make = make_projected_text_encoder if number == 2 else make_text_encoder
+        texts.append(filled(make, part.config, part.weights, what, source, dtype).to(device))
+        part.weights.clear()
     say("VAE")
     if parts.vae is None:
-        vae = load_vae(str(options.vae), vae_dtype)
+        vae = load_vae(str(options.vae), vae_dtype, parts.version)
     else:
-        vae = filled(make_vae, parts.vae.config, parts.vae.weights, "VAE", str(source), vae_dtype)
+        vae = filled(make_vae, parts.vae.config, parts.vae.weights, "VAE", source, vae_dtype)
     return LoadedModel(
         unet=unet,
-        text_encoder=text.to(device),
+        text_encoders=texts,
         vae=vae.to(device),
-        tokenizer=load_tokenizer(parts.version, options.tokenizer_cache_dir),
+        tokenizers=load_tokenizers(parts.version, options.tokenizer_cache_dir),
         version=parts.version,
         prediction_type=prediction,
         from_single_file=parts.single_file,
-        source=str(source),
+        source=source,
         notes=notes,
+        origin=parts.origin,
     )
 
 
-def load_vae(source: str, dtype: torch.dtype) -> AutoencoderKL:
+def load_vae(source: str, dtype: torch.dtype, version: str = "sd1") -> AutoencoderKL:
     """An external VAE: a VAE folder, a pipeline folder, a single file of either layout, or a hub id.
 
     Raises:
@@ -104,20 +144,20 @@ def load_vae(source: str, dtype: torch.dtype) -> AutoencoderKL:
     if path.is_dir():
         part = folders.vae_part(path, "vae")
     elif path.is_file() or not folders.is_hub_id(source):
-        part = original.vae_part(read_weights(path, "vae"), source, "vae")
+        part = original.vae_part(read_weights(path, "vae"), source, "vae", version)
     else:
         part = folders.vae_part(folders.hub_folder(source, ("vae",), "vae"), "vae")
     return filled(make_vae, part.config, part.weights, "VAE", source, dtype)
 
 
-def _find_parts(source: str, want_vae: bool) -> _Parts:
+def _find_parts(source: str, versions: tuple[str, ...], want_vae: bool) -> _Parts:
     path = Path(source)
     if path.is_dir():
-        return _folder_parts(path, want_vae)
+        return _folder_parts(path, versions, want_vae)
     if path.is_file():
-        return _file_parts(path, want_vae)
+        return _file_parts(path, versions, want_vae)
     if folders.is_hub_id(source):
-        return _folder_parts(folders.hub_folder(source), want_vae)
+        return _folder_parts(folders.hub_folder(source), versions, want_vae)
     raise UserError(
         f"There is no model at {source}.",
         key=KEY,
@@ -125,15 +165,15 @@ def _find_parts(source: str, want_vae: bool) -> _Parts:
     )
 
 
-def _folder_parts(folder: Path, want_vae: bool) -> _Parts:
+def _folder_parts(folder: Path, versions: tuple[str, ...], want_vae: bool) -> _Parts:
     index = folders.read_config(folder, "model_index.json")
     text = folders.read_config(folder / "text_encoder") if (folder / "text_encoder").is_dir() else {}
     unet = folders.read_config(folder / "unet") if (folder / "unet").is_dir() else {}
     version = folder_version(index, unet, text)
-    _refuse_others(version, str(folder))
+    _refuse_others(version, versions, str(folder))
     return _Parts(
         unet=folders.unet_part(folder),
-        text=folders.text_part(folder),
+        texts=folders.text_parts(folder),
         vae=folders.vae_part(folder) if want_vae else None,
         version=version,
         prediction=folders.prediction_type(folder),
@@ -141,32 +181,31 @@ def _folder_parts(folder: Path, want_vae: bool) -> _Parts:
     )
 
 
-def _file_parts(path: Path, want_vae: bool) -> _Parts:
+def _file_parts(path: Path, versions: tuple[str, ...], want_vae: bool) -> _Parts:
     facts = identify(str(path))
     if facts.kind in ("lora", "vae", "embedding", "text_encoder"):
         raise UserError(f"{path} is {facts.detail}, not a base model.", key=KEY, hint="Choose the model it belongs to.")
     weights = read_weights(path)
     version = single_file_version({name: tuple(value.shape) for name, value in weights.items()})
-    _refuse_others(version, str(path))
+    _refuse_others(version, versions, str(path))
     return _Parts(
         unet=original.unet_part(weights, version, str(path)),
-        text=original.text_part(weights, version, str(path)),
-        vae=original.vae_part(weights, str(path)) if want_vae else None,
+        texts=original.text_parts(weights, version, str(path)),
+        vae=original.vae_part(weights, str(path), version=version) if want_vae else None,
         version=version,
         prediction=facts.prediction or ("v_prediction" if "v_pred" in weights else ""),
         single_file=True,
     )
 
 
-def _refuse_others(version: str, source: str) -> None:
-    if version in _NAMES:
+def _refuse_others(version: str, versions: tuple[str, ...], source: str) -> None:
+    if version in versions:
         return
-    if version in _OTHERS:
-        name, way_out = _OTHERS[version]
-        raise UserError(f"{source} is {name}.", key=KEY, hint=way_out)
-    raise UserError(
-        f"{source} is not a Stable Diffusion model.", key=KEY, hint="Choose a Stable Diffusion 1.x or 2.x model."
-    )
+    if version in _NAMES:
+        known = version in _SD or version in _SDXL
+        way_out = _WAYS_OUT[versions] if known else f"Choose {_NAMES[versions[0]]}."
+        raise UserError(f"{source} is {_NAMES[version]}.", key=KEY, hint=way_out)
+    raise UserError(f"{source} is not a Stable Diffusion model.", key=KEY, hint=f"Choose {_NAMES[versions[0]]}.")
 
 
 def _check_version(version: str, v2: bool, source: str) -> list[str]:

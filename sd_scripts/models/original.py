@@ -37,20 +37,27 @@ def unet_part(weights: Mapping[str, Tensor], version: str, source: str) -> Part:
     found = convert.with_prefix(weights, keymap.UNET_PREFIX)
     if not found:
         raise UserError(f"{source} holds no U-Net.", key=KEY, hint="Choose a whole Stable Diffusion model.")
+    shape = keymap.UNET_SHAPES[version]
     config = model_config(version)["unet"]
     try:
-        widths = [found[f"input_blocks.{1 + 3 * level}.0.out_layers.3.weight"].shape[0] for level in range(4)]
+        blocks = [f"input_blocks.{1 + (shape.layers + 1) * level}" for level in range(shape.levels)]
+        widths = [found[f"{block}.0.out_layers.3.weight"].shape[0] for block in blocks]
+        text = f"{blocks[shape.down_attention.index(True)]}.1.transformer_blocks.0.attn2.to_k.weight"
         config["in_channels"] = found["input_blocks.0.0.weight"].shape[1]
-        config["cross_attention_dim"] = found["input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"].shape[1]
+        config["cross_attention_dim"] = found[text].shape[1]
+        if version == "sdxl":
+            config["projection_class_embeddings_input_dim"] = found["label_emb.0.0.weight"].shape[1]
     except KeyError as error:
         raise UserError(f"The U-Net in {source} is incomplete: {error.args[0]} is missing.", key=KEY) from error
     config["block_out_channels"] = widths
     check_channels(config["in_channels"], source)
-    if version == "sd2":
+    if version != "sd1":
         config["attention_head_dim"] = [max(1, width // HEAD_WIDTH) for width in widths]
-    config["use_linear_projection"] = False
-    renamed = _named(convert.unet_from_original, found, "U-Net", source)
-    return Part(config, convert.fit_projections(renamed, linear=False))
+    renamed = _named(lambda part: convert.unet_from_original(part, shape), found, "U-Net", source)
+    if version == "sd2":
+        config["use_linear_projection"] = False
+        renamed = convert.fit_projections(renamed, linear=False)
+    return Part(config, renamed)
 
 
 def check_channels(channels: int, source: str) -> None:
@@ -64,43 +71,50 @@ def check_channels(channels: int, source: str) -> None:
         )
 
 
-def text_part(weights: Mapping[str, Tensor], version: str, source: str) -> Part:
-    """The text encoder of a single file of `version`. Raises UserError when it is missing or damaged."""
-    prefix = keymap.OPENCLIP_PREFIX if version == "sd2" else keymap.CLIP_PREFIX
-    found = convert.with_prefix(weights, prefix)
+def text_parts(weights: Mapping[str, Tensor], version: str, source: str) -> list[Part]:
+    """The text encoders of a single file of `version`. Raises UserError when one is missing or damaged."""
+    config = model_config(version)
+    return [
+        _text_part(convert.with_prefix(weights, prefix), config[name], prefix, source)
+        for prefix, name in zip(keymap.TEXT_PREFIXES[version], ("text_encoder", "text_encoder_2"), strict=False)
+    ]
+
+
+def _text_part(found: Mapping[str, Tensor], config: dict[str, Any], prefix: str, source: str) -> Part:
     if not found:
         raise UserError(
-            f"{source} holds no text encoder.",
+            f"{source} holds no text encoder under {prefix}",
             key=KEY,
             hint="Choose the full version of this model, not a U-Net alone.",
         )
-    config = model_config(version)["text_encoder"]
-    if version == "sd2":
-        renamed = _named(
-            lambda part: convert.text_from_openclip(part, config["num_hidden_layers"]), found, "text encoder", source
-        )
-    else:
+    layers = config["num_hidden_layers"]
+    if prefix.endswith(".transformer."):
         renamed = convert.text_from_clip(found)
+    elif "CLIPTextModelWithProjection" in config["architectures"]:
+        renamed = _named(lambda part: convert.projected_from_openclip(part, layers), found, "text encoder", source)
+    else:
+        renamed = _named(lambda part: convert.text_from_openclip(part, layers), found, "text encoder", source)
     return Part(text_config(config, renamed, source), renamed)
 
 
 def text_config(config: dict[str, Any], weights: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     """`config` with the widths that the weights have; vocabulary too, which inserted embeddings make longer."""
+    level = "text_model." if "text_projection.weight" in weights else ""
     try:
-        vocabulary, width = weights["embeddings.token_embedding.weight"].shape
-        inner = weights["encoder.layers.0.mlp.fc1.weight"].shape[0]
+        vocabulary, width = weights[f"{level}embeddings.token_embedding.weight"].shape
+        inner = weights[f"{level}encoder.layers.0.mlp.fc1.weight"].shape[0]
     except KeyError as error:
         raise UserError(f"The text encoder in {source} is incomplete: {error.args[0]} is missing.", key=KEY) from error
     return config | {
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "projection_dim": width,
+        "projection_dim": weights["text_projection.weight"].shape[0] if level else width,
         "intermediate_size": inner,
         "num_attention_heads": max(1, width // HEAD_WIDTH),
     }
 
 
-def vae_part(weights: Mapping[str, Tensor], source: str, key: str | None = KEY) -> Part:
+def vae_part(weights: Mapping[str, Tensor], source: str, key: str | None = KEY, version: str = "sd1") -> Part:
     """A VAE from a whole single file, from a VAE file in the original layout, or from one in diffusers' layout.
 
     Raises:
@@ -115,7 +129,7 @@ def vae_part(weights: Mapping[str, Tensor], source: str, key: str | None = KEY) 
         renamed = convert.vae_from_old_diffusers(found)
     else:
         renamed = _named(convert.vae_from_original, found, "VAE", source, key)
-    config = model_config("sd1")["vae"]
+    config = model_config(version)["vae"]
     pattern = re.compile(r"encoder\.down_blocks\.(\d+)\.resnets\.0\.conv1\.weight")
     widths = {int(match[1]): value.shape[0] for name, value in renamed.items() if (match := pattern.fullmatch(name))}
     latent = renamed["decoder.conv_in.weight"].shape[1]
@@ -137,5 +151,5 @@ def _named(
         raise UserError(
             f"The {what} in {source} has {len(error.keys)} weights of an unknown kind (first: {error.keys[0]}).",
             key=key,
-            hint="It is not a Stable Diffusion 1.x or 2.x model.",
+            hint="It is another kind of model.",
         ) from error

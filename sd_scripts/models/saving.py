@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from sd_scripts.models import convert, keymap
 from sd_scripts.models.build import LoadedModel, scheduler_config
-from sd_scripts.models.tokenizer import build_tokenizer
+from sd_scripts.models.tokenizer import build_tokenizers
+
+TEXT_FOLDERS = ("text_encoder", "text_encoder_2")
 
 
 def original_state_dict(
@@ -24,24 +27,35 @@ def original_state_dict(
     """The whole model by its original single-file names, on the CPU.
 
     Args:
-        model: SD1 or SD2.
+        model: of any version.
         dtype: of the floating point weights; None keeps each as it is.
         contiguous: lay every tensor out as a file needs it.
     """
+    weights = _weights(model)
+    ballast = model.origin.ballast
+    if ballast is None:
+        ballast = convert.text_ballast(weights, model.version)
+    weights = {key: _for_file(value, dtype, contiguous) for key, value in weights.items()}
+    return weights | {key: value for key, value in ballast.items() if key not in weights}
+
+
+def _weights(model: LoadedModel) -> dict[str, Tensor]:
+    """The weights of all modules by original names, sharing their memory where both layouts store them alike."""
     unet = model.unet.state_dict()
     if model.version == "sd2":
         unet = convert.fit_projections(unet, linear=True)
-        text = convert.text_to_openclip(model.text_encoder.state_dict(), model.text_encoder.config.num_hidden_layers)
-        text_prefix = keymap.OPENCLIP_PREFIX
-    else:
-        text = convert.text_to_clip(model.text_encoder.state_dict())
-        text_prefix = keymap.CLIP_PREFIX
-    parts = (
-        (keymap.UNET_PREFIX, convert.unet_to_original(unet)),
-        (keymap.VAE_PREFIX, convert.vae_to_original(model.vae.state_dict())),
-        (text_prefix, text),
-    )
-    return {prefix + key: _for_file(value, dtype, contiguous) for prefix, part in parts for key, value in part.items()}
+    parts = {
+        keymap.UNET_PREFIX: convert.unet_to_original(unet, keymap.UNET_SHAPES[model.version]),
+        keymap.VAE_PREFIX: convert.vae_to_original(model.vae.state_dict()),
+    }
+    for prefix, encoder in zip(keymap.TEXT_PREFIXES[model.version], model.text_encoders, strict=True):
+        if prefix.endswith(".transformer."):
+            parts[prefix] = convert.text_to_clip(encoder.state_dict())
+        elif isinstance(encoder, CLIPTextModelWithProjection):
+            parts[prefix] = convert.projected_to_openclip(encoder.state_dict())
+        else:
+            parts[prefix] = convert.text_to_openclip(encoder.state_dict())
+    return {prefix + key: value for prefix, part in parts.items() for key, value in part.items()}
 
 
 def _for_file(value: Tensor, dtype: torch.dtype | None, contiguous: bool = True) -> Tensor:
@@ -98,8 +112,11 @@ def save_diffusers_folder(model: LoadedModel, folder: Path, dtype: torch.dtype |
         parts: dict[str, tuple[str, Mapping[str, Tensor]]] = {
             "unet": ("diffusion_pytorch_model", model.unet.state_dict()),
             "vae": ("diffusion_pytorch_model", model.vae.state_dict()),
-            "text_encoder": ("model", convert.text_to_clip(model.text_encoder.state_dict())),
         }
+        for name, encoder in zip(TEXT_FOLDERS, model.text_encoders, strict=False):
+            projected = isinstance(encoder, CLIPTextModelWithProjection)
+            rename = convert.projected_from_clip if projected else convert.text_to_clip
+            parts[name] = ("model", rename(encoder.state_dict()))
         for name, (stem, weights) in parts.items():
             tensors = {key: _for_file(value, dtype) for key, value in weights.items()}
             write_tensors(tensors, aside / name / f"{stem}.safetensors", {"format": "pt"})
@@ -117,26 +134,44 @@ def save_diffusers_folder(model: LoadedModel, folder: Path, dtype: torch.dtype |
 
 def write_configs(model: LoadedModel, folder: Path) -> None:
     """Write the folder's configs and tokenizer without any weights (also what `from_single_file(config=...)` wants)."""
-    index = {
-        "_class_name": "StableDiffusionPipeline",
+    _write_json(folder / "model_index.json", pipeline_index(model.version))
+    _write_json(folder / "unet" / "config.json", _config_of(model.unet, "UNet2DConditionModel"))
+    _write_json(folder / "vae" / "config.json", _config_of(model.vae, "AutoencoderKL"))
+    for name, encoder in zip(TEXT_FOLDERS, model.text_encoders, strict=False):
+        _write_json(
+            folder / name / "config.json", encoder.config.to_diff_dict() | {"architectures": [type(encoder).__name__]}
+        )
+    scheduler = scheduler_config(model.version, model.prediction_type)
+    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    tokenizers = model.tokenizers or build_tokenizers(model.version)
+    for name, tokenizer in zip(("tokenizer", "tokenizer_2"), tokenizers, strict=False):
+        _write_tokenizer(tokenizer, folder / name)
+
+
+def pipeline_index(version: str) -> dict[str, Any]:
+    """What `model_index.json` says of a folder of `version`: which class of which library reads which part."""
+    shared: dict[str, Any] = {
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    _write_json(folder / "model_index.json", index)
-    _write_json(folder / "unet" / "config.json", _config_of(model.unet, "UNet2DConditionModel"))
-    _write_json(folder / "vae" / "config.json", _config_of(model.vae, "AutoencoderKL"))
-    text = model.text_encoder.config.to_diff_dict() | {"architectures": ["CLIPTextModel"]}
-    _write_json(folder / "text_encoder" / "config.json", text)
-    scheduler = scheduler_config(model.version, model.prediction_type)
-    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    _write_tokenizer(model, folder / "tokenizer")
+    if version != "sdxl":
+        return shared | {
+            "_class_name": "StableDiffusionPipeline",
+            "requires_safety_checker": False,
+            "safety_checker": [None, None],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+        }
+    return shared | {
+        "_class_name": "StableDiffusionXLPipeline",
+        "force_zeros_for_empty_prompt": True,
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    }
 
 
 def _config_of(module: nn.Module, name: str) -> dict[str, Any]:
@@ -148,9 +183,8 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_tokenizer(model: LoadedModel, folder: Path) -> None:
+def _write_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
     """The tokenizer as newest transformers saves it, and as vocab.json + merges.txt for every older reader."""
-    tokenizer = model.tokenizer if model.tokenizer is not None else build_tokenizer(model.version)
     tokenizer.save_pretrained(str(folder))
     vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     _write_json(folder / "vocab.json", vocabulary["vocab"])

@@ -12,39 +12,45 @@ from typing import Any
 import torch
 
 from sd_scripts.models.assets import model_config
-from sd_scripts.models.build import LoadedModel, make_text_encoder, make_unet, make_vae
+from sd_scripts.models.build import LoadedModel, make_text_encoders, make_unet, make_vae
 from sd_scripts.models.saving import save_diffusers_folder, save_single_file
-from sd_scripts.models.tokenizer import build_tokenizer
+from sd_scripts.models.tokenizer import build_tokenizers
 
-UNET_WIDTHS = [32, 64, 96, 96]
+# Levels whose widths differ in the full-size model differ here, so that the same residual blocks have a shortcut.
+UNET_WIDTHS = {"sd1": [32, 64, 96, 96], "sd2": [32, 64, 96, 96], "sdxl": [32, 64, 32]}
 VAE_WIDTHS = [32, 64, 96, 96]
-TEXT_WIDTH = {"sd1": 64, "sd2": 96}
+TEXT_WIDTHS = {"sd1": [64], "sd2": [96], "sdxl": [32, 64]}
+HEAD_WIDTH = 64  # as in the full-size models, so that narrow levels have one head
+SIZE_WIDTH = 6 * 256  # SDXL's six sizes, embedded
 
 
 def tiny_config(version: str) -> dict[str, dict[str, Any]]:
     """The configurations of the small model, in the spelling of the shipped full-size ones.
 
     Args:
-        version: "sd1" or "sd2".
+        version: "sd1", "sd2" or "sdxl".
     """
     config = model_config(version)
-    width = TEXT_WIDTH[version]
-    config["unet"] |= {"block_out_channels": UNET_WIDTHS, "cross_attention_dim": width, "sample_size": 16}
-    if version == "sd2":
-        # As in the full-size model a head is 64 wide, so the narrow levels have one head.
-        config["unet"]["attention_head_dim"] = [max(1, channels // 64) for channels in UNET_WIDTHS]
+    widths = TEXT_WIDTHS[version]
+    unet = {"block_out_channels": UNET_WIDTHS[version], "cross_attention_dim": sum(widths), "sample_size": 16}
+    config["unet"] |= unet
+    if version != "sd1":
+        config["unet"]["attention_head_dim"] = [max(1, width // HEAD_WIDTH) for width in UNET_WIDTHS[version]]
+    if version == "sdxl":
+        config["unet"]["projection_class_embeddings_input_dim"] = widths[1] + SIZE_WIDTH
     config["vae"] |= {"block_out_channels": VAE_WIDTHS, "sample_size": 128}
-    config["text_encoder"] |= {
-        "hidden_size": width,
-        "intermediate_size": width * 4,
-        "num_attention_heads": width // 64,
-        "projection_dim": width,
-    }
+    for name, width in zip(("text_encoder", "text_encoder_2"), widths, strict=False):
+        config[name] |= {
+            "hidden_size": width,
+            "intermediate_size": width * 4,
+            "num_attention_heads": max(1, width // HEAD_WIDTH),
+            "projection_dim": width,
+        }
     return config
 
 
 def build_tiny(version: str, seed: int = 0, prediction_type: str = "epsilon") -> LoadedModel:
-    """A small model of `version` ("sd1", "sd2") with weights that depend on `seed` only.
+    """A small model of `version` ("sd1", "sd2", "sdxl") with weights that depend on `seed` only.
 
     The global random state is left as it was.
     """
@@ -52,13 +58,13 @@ def build_tiny(version: str, seed: int = 0, prediction_type: str = "epsilon") ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = make_unet(config["unet"])
-        text_encoder = make_text_encoder(config["text_encoder"])
+        text_encoders = make_text_encoders(config)
         vae = make_vae(config["vae"])
     return LoadedModel(
         unet=unet.eval(),
-        text_encoder=text_encoder.eval(),
+        text_encoders=[encoder.eval() for encoder in text_encoders],
         vae=vae.eval(),
-        tokenizer=build_tokenizer(version),
+        tokenizers=build_tokenizers(version),
         version=version,
         prediction_type=prediction_type,
         source=f"tiny {version}",

@@ -12,7 +12,12 @@ from sd_scripts.schema.errors import UserError
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 MODEL_LENGTH = 77
 # Folder names under --tokenizer_cache_dir as sd-scripts writes them.
-CACHE_NAMES = {"sd1": "openai_clip-vit-large-patch14", "sd2": "stabilityai_stable-diffusion-2"}
+CACHE_NAMES = {
+    "sd1": "openai_clip-vit-large-patch14",
+    "sd2": "stabilityai_stable-diffusion-2",
+    "sdxl": "openai_clip-vit-large-patch14",
+    "sdxl_2": "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k",
+}
 
 
 def byte_symbols() -> list[str]:
@@ -29,10 +34,15 @@ def clip_vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
     return {token: index for index, token in enumerate(tokens)}
 
 
-def build_tokenizer(version: str) -> CLIPTokenizer:
-    """CLIP's tokenizer as Stable Diffusion `version` ("sd1", "sd2") pads it: with the end mark, or with "!" (id 0)."""
+def build_tokenizer(version: str, number: int = 1) -> CLIPTokenizer:
+    """CLIP's tokenizer as a text encoder wants it padded: with the end mark, or with "!" (id 0).
+
+    Args:
+        version: "sd1", "sd2" or "sdxl".
+        number: 2 for SDXL's second text encoder.
+    """
     merges = clip_merges()
-    pad = model_config(version)["tokenizer"]["pad_token"]
+    pad = model_config(version)["tokenizer" if number == 1 else f"tokenizer_{number}"]["pad_token"]
     return CLIPTokenizer(
         vocab=clip_vocabulary(merges),
         merges=merges,
@@ -44,17 +54,31 @@ def build_tokenizer(version: str) -> CLIPTokenizer:
     )
 
 
-def load_tokenizer(version: str, cache_dir: str | None = None) -> CLIPTokenizer:
-    """The tokenizer of `version`; with `cache_dir` (--tokenizer_cache_dir) read from there, or written there once.
+def build_tokenizers(version: str) -> list[CLIPTokenizer]:
+    """The tokenizers of a model of `version`, one a text encoder."""
+    return [build_tokenizer(version, number) for number in _numbers(version)]
+
+
+def load_tokenizers(version: str, cache_dir: str | None = None) -> list[CLIPTokenizer]:
+    """The tokenizers of a model of `version`, one a text encoder; see `load_tokenizer`. Raises UserError."""
+    return [load_tokenizer(version, cache_dir, number) for number in _numbers(version)]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return (1, 2) if version == "sdxl" else (1,)
+
+
+def load_tokenizer(version: str, cache_dir: str | None = None, number: int = 1) -> CLIPTokenizer:
+    """A tokenizer of `version`; with `cache_dir` (--tokenizer_cache_dir) read from there, or written there once.
 
     Raises:
         UserError: the cached folder exists but holds no tokenizer of 49,408 tokens or more.
     """
     if not cache_dir:
-        return build_tokenizer(version)
-    folder = Path(cache_dir) / CACHE_NAMES[version]
+        return build_tokenizer(version, number)
+    folder = Path(cache_dir) / CACHE_NAMES[version if number == 1 else f"{version}_{number}"]
     if not folder.is_dir():
-        tokenizer = build_tokenizer(version)
+        tokenizer = build_tokenizer(version, number)
         tokenizer.save_pretrained(str(folder))
         return tokenizer
     tokenizer = None

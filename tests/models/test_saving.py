@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sd_scripts.models.assets import model_config
-from sd_scripts.models.build import LoadedModel, make_text_encoder, make_unet, make_vae
+from sd_scripts.models.build import LoadedModel, make_text_encoders, make_unet, make_vae
 from sd_scripts.models.loading import load_sd
 from sd_scripts.models.saving import original_state_dict, save_diffusers_folder, save_single_file, write_configs
 from sd_scripts.models.tiny import build_tiny
@@ -40,12 +40,12 @@ def test_single_file_to_folder_and_back_is_bit_equal(
 
 def test_full_size_names_are_those_of_the_original_files() -> None:
     """Counts and shapes that every SD 1.5 and SD 2.1 checkpoint has."""
-    # Text: 12 layers of 16 entries and 4 around them; OpenCLIP: 24 layers of 12 entries and 4 around them.
-    for version, count in (("sd1", 686 + 248 + 12 * 16 + 4), ("sd2", 686 + 248 + 24 * 12 + 4)):
+    # Text: 12 layers of 16 entries and 5 around them; OpenCLIP: 24 layers of 12 entries and 6 around them.
+    for version, count in (("sd1", 686 + 248 + 12 * 16 + 5), ("sd2", 686 + 248 + 24 * 12 + 6)):
         config = model_config(version)
         with torch.device("meta"):
-            parts = (make_unet(config["unet"]), make_text_encoder(config["text_encoder"]), make_vae(config["vae"]))
-        names = _shapes(LoadedModel(*parts, None, version, "epsilon"))
+            parts = (make_unet(config["unet"]), make_text_encoders(config), make_vae(config["vae"]))
+        names = _shapes(LoadedModel(*parts, [], version, "epsilon"))
         assert len(names) == count
         unet = [name for name in names if name.startswith("model.diffusion_model.")]
         assert len(unet) == 686
@@ -61,7 +61,7 @@ def test_full_size_names_are_those_of_the_original_files() -> None:
 
 def _shapes(model: LoadedModel) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the single file; zeros stand for the weights, one value stretched over each shape."""
-    for part in (model.unet, model.text_encoder, model.vae):
+    for part in (model.unet, *model.text_encoders, model.vae):
         flat = {name: torch.zeros(()).expand(value.shape) for name, value in part.state_dict().items()}
         part.load_state_dict(flat, assign=True)
     return {name: tuple(value.shape) for name, value in original_state_dict(model, contiguous=False).items()}

@@ -12,7 +12,7 @@ def model_config(version: str) -> dict[str, dict[str, Any]]:
     """Configurations of the parts ("unet", "vae", "text_encoder", "scheduler", "tokenizer") of a full-size base model.
 
     Args:
-        version: "sd1" or "sd2".
+        version: "sd1", "sd2", or "sdxl", which also has "text_encoder_2" and "tokenizer_2".
 
     Returns:
         A fresh dictionary in the spelling of diffusers' and transformers' config files; the caller may change it.

@@ -59,7 +59,14 @@ def _full(config: TrainConfig) -> Method:
     given = _of(TrainFullConfig, config)
     dreambooth = given.command == "train_db"
     project = "dreambooth" if dreambooth else "finetuning"
-    return FullMethod(given.full, given.optimizer, given.saving, trains_text=dreambooth, project=project)
+    return FullMethod(
+        given.full,
+        given.optimizer,
+        given.saving,
+        trains_text=dreambooth,
+        project=project,
+        max_token_length=given.model.max_token_length,
+    )
 
 
 def _embedding(config: TrainConfig) -> Method:

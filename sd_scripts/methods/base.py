@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sd_scripts.families.base import Conditioning, Family, Guide, Model
 from sd_scripts.networks.base import ParameterGroup
 from sd_scripts.sampling.prompts import SamplePrompt
+from sd_scripts.training.optimizers import CreatedOptimizer
 
 Replacement = tuple[str, str | tuple[str, ...]]
 """What stands in captions, and what comes in its place; from an empty text the whole caption is replaced, and of
@@ -51,7 +52,7 @@ class Method(ABC):
         """(option key, path) of every file the method will read; looked for before anything is loaded."""
         return []
 
-    def prepare_model(self, model: Model, family: Family, weight_dtype: torch.dtype) -> None:
+    def prepare_model(self, model: Model, family: Family, weight_dtype: torch.dtype) -> None:  # noqa: B027 (optional)
         """Change the freshly loaded model for good, before anything is encoded with it and kept."""
 
     @property
@@ -102,6 +103,9 @@ class Method(ABC):
     def parameter_groups(self) -> list[ParameterGroup]:
         """The groups for the optimizer, each with a name and a rate. Raises UserError when nothing trains."""
 
+    def prepare_optimizer(self, created: CreatedOptimizer) -> None:  # noqa: B027 (optional)
+        """Change how the fresh optimizer steps. Raises UserError where it cannot."""
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Every parameter that an optimizer step may change (for clipping and all-reduce)."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
@@ -125,7 +129,7 @@ class Method(ABC):
         """Called before the first batch of every epoch."""
         self.module.train()
 
-    def on_step_start(self, multipliers: Tensor | None, step: int) -> None:
+    def on_step_start(self, multipliers: Tensor | None, step: int) -> None:  # noqa: B027 (optional)
         """Called before every batch.
 
         Args:

@@ -17,6 +17,12 @@ from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.full import FullOptions
 from sd_scripts.schema.optimizer import OptimizerOptions
 from sd_scripts.schema.saving import SavingOptions
+from sd_scripts.training.optimizers import CreatedOptimizer
+from sd_scripts.training.rounding import use_stochastic_rounding
+
+
+# Rules of optimizers that estimate one rate for everything, or keep a second set of weights.
+_LOOKS_AT_ALL = ("one_rate", "schedule_free")
 
 
 class FullMethod(Method):
@@ -32,6 +38,10 @@ class FullMethod(Method):
         trains_text: whether the text encoders train unless told otherwise (DreamBooth), or only when asked to
             (`train_text_encoder`).
         project: the name under which trackers keep the run.
+        max_token_length: of the model options.
+
+    Raises:
+        UserError: block_lr cannot be read, or options exclude each other.
     """
 
     saves_whole_model = True
@@ -45,7 +55,14 @@ class FullMethod(Method):
         *,
         trains_text: bool = False,
         project: str = "finetuning",
+        max_token_length: int | None = None,
     ) -> None:
+        if full.no_token_padding and max_token_length:
+            raise UserError(
+                "no_token_padding and max_token_length exclude each other: captions in several parts must be filled.",
+                "no_token_padding",
+                "Leave one of them out.",
+            )
         self.options, self.optimizer, self.saving = full, optimizer, saving
         self.project = project
         self._text_wanted = trains_text or full.train_text_encoder
@@ -172,6 +189,22 @@ class FullMethod(Method):
             else:
                 groups.append(ParameterGroup(f"text_encoder{index + 1}", parameters, self._text_rate(index)))
         return groups
+
+    def prepare_optimizer(self, created: CreatedOptimizer) -> None:
+        """Let bf16 weights be rounded stochastically, where asked for.
+
+        Raises:
+            UserError: for an optimizer that looks at all parameters at once; they are stepped one by one here.
+        """
+        if not self.options.stochastic_rounding:
+            return
+        if created.rules in _LOOKS_AT_ALL:
+            raise UserError(
+                f"stochastic_rounding does not go with {created.name}, which weighs all parameters together.",
+                "stochastic_rounding",
+                "Choose AdamW, AdamW8bit, Lion or AdaFactor, or leave it out.",
+            )
+        use_stochastic_rounding(created.optimizer)
 
     def _attached(self) -> tuple[Model, Family]:
         if self._model is None or self._family is None:

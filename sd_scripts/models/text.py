@@ -70,8 +70,16 @@ def encode_captions(
     captions: Sequence[str],
     max_token_length: int | None = None,
     clip_skip: int | None = None,
+    *,
+    padding: bool = True,
 ) -> Tensor:
-    """Hidden states of captions, [B, 77, C], [B, 152, C] or [B, 227, C]."""
+    """Hidden states of captions, [B, 77, C], [B, 152, C] or [B, 227, C].
+
+    Without `padding` they end with the longest caption of the batch, [B, T, C] with T at most 77.
+    """
+    if not padding:
+        batch = tokenizer(list(captions), padding=True, truncation=True, max_length=ROW, return_tensors="pt")
+        return encode(text_encoder, batch.input_ids, clip_skip)
     ids = tokenise(tokenizer, captions, max_token_length)
     batch, chunks, width = ids.shape
     hidden = encode(text_encoder, ids.reshape(batch * chunks, width), clip_skip)

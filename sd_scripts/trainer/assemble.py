@@ -86,6 +86,7 @@ class Assembly:
     def _optimizer(self) -> tuple[CreatedOptimizer, CreatedScheduler]:
         options, plugins = self.config.optimizer, self.config.run.allow_plugins
         created = optimizers.create(self.method.parameter_groups(), options, allow_plugins=plugins)
+        self.method.prepare_optimizer(created)
         scaled = self.accelerator.scaler is not None
         check_fused(options, created, self.config.training.gradient_accumulation_steps, scaled)
         scheduler = schedulers.create(

@@ -81,6 +81,7 @@ class Assembly:
             accumulation=self.plan.accumulation,
             max_grad_norm=config.optimizer.max_grad_norm,
             fused=fused,
+            seed=self.seed,
         )
 
     def _optimizer(self) -> tuple[CreatedOptimizer, CreatedScheduler]:

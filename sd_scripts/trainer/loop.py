@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +18,7 @@ from sd_scripts.trainer.run import Run
 from sd_scripts.trainer.trackers import log_epoch, step_scalars
 from sd_scripts.training.guard import OverflowWatch
 from sd_scripts.training.loss import LossRecorder
-from sd_scripts.training.rng import restore as restore_rng
+from sd_scripts.training.rng import seed_batch
 
 # Speed is the average over this many steps: long enough to be calm, short enough to follow a change.
 _SPEED_STEPS = 20
@@ -62,14 +61,13 @@ class Clock:
 class Trainer:
     """Runs a prepared `Run` from its position to the end, or until it is asked to stop."""
 
-    def __init__(self, run: Run, position: Position, recorder: LossRecorder, pending_rng: Any = None) -> None:
+    def __init__(self, run: Run, position: Position, recorder: LossRecorder) -> None:
         self.run = run
         self.position = position
         self.recorder = recorder
         self.clock = Clock()
         self._overflow = OverflowWatch(run.accelerator.scaler is not None)
         self._speed = 0.0
-        self._pending_rng = pending_rng
         self._stop_asked = False
         self._micro_losses: list[float] = []
         self._paths: list[str] = []
@@ -95,8 +93,8 @@ class Trainer:
     def _epoch(self) -> None:
         run, at = self.run, self.position
         run.method.on_epoch_start()
-        batches = iter(run.loader.epoch(at.epoch + 1, start=at.batch, global_step=at.step))
-        for batch in self._with_randomness(batches):
+        for batch in run.loader.epoch(at.epoch + 1, start=at.batch, global_step=at.step):
+            seed_batch(run.seed, at.epoch, at.batch * run.accelerator.num_processes + run.accelerator.process_index)
             at.batch += 1
             self._micro_step(batch)
             if run.accelerator.sync_gradients:
@@ -109,17 +107,6 @@ class Trainer:
         elif at.step >= run.plan.total_steps:
             # The last epoch may be cut short; it is shown like the others, but the position stays inside it.
             self._after_epoch(at.epoch + 1)
-
-    def _with_randomness(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Batches; a resumed run's random streams are put in place right before the first one is used.
-
-        Starting an iterator in the middle of an epoch may draw numbers that the uninterrupted run drew at the start.
-        """
-        for batch in batches:
-            if self._pending_rng is not None:
-                restore_rng(self._pending_rng)
-                self._pending_rng = None
-            yield batch
 
     def _micro_step(self, batch: Batch) -> None:
         """Forward and backward of one batch, and the optimizer step where enough batches were added up."""

@@ -131,4 +131,4 @@ def resume_trainer(run: Run, config: TrainConfig) -> Trainer:
             "Raise max_train_steps or max_train_epochs to go on.",
         )
     run.reporter.say(f"resumed from {state.folder.name} at step {position.step}")
-    return Trainer(run, position, recorder, state.rng)
+    return Trainer(run, position, recorder)

@@ -40,3 +40,4 @@ class Run:
     accumulation: int
     max_grad_norm: float
     fused: FusedBackward | None
+    seed: int

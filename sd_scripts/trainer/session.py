@@ -142,16 +142,13 @@ class Session:
             data.train.batch_size,
             may_leave_out=method.may_leave_out,
         )
-        seed_everything(seed, accelerator.process_index)
         model = load_model(config, family, method, precision, accelerator.device, reporter)
         method.prepare_model(model, family, precision.weights)
+        seed_everything(seed)  # the VAE draws its latents
         cache_latents(config, family, method, model, data, accelerator, reporter)
         cache_text_outputs(config, family, method, model, data, accelerator, reporter)
-        if accelerator.num_processes > 1:
-            seed_everything(seed)  # a network's first weights are drawn next: the same in every process
+        seed_everything(seed)  # a network's first weights are drawn next: the same in every process
         attach(config, family, model, method, precision, accelerator.device)
-        if accelerator.num_processes > 1:
-            seed_everything(seed, accelerator.process_index)
         assembly = Assembly(config, family, method, model, data, plan, precision, accelerator, reporter, seed)
         return assembly.build(state_writer(accelerator, method, config))
 

@@ -3,6 +3,7 @@
 The names inside are those of accelerate's `random_states_<process>.pkl`, so either program can read the other's file.
 """
 
+import hashlib
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -15,15 +16,25 @@ from sd_scripts.schema.errors import UserError
 _NEEDED = ("random_state", "numpy_random_seed", "torch_manual_seed")
 
 
-def seed_everything(seed: int, process_index: int = 0) -> None:
-    """Start all streams from `seed`. Every process of a run gets its own, or all would draw the same noise.
-
-    A single process (and the first of several) starts exactly at `seed`, as sd-scripts does.
-    """
-    number = (seed + process_index) % 2**64
+def seed_everything(seed: int) -> None:
+    """Start all streams from `seed`, the same in every process, as sd-scripts does."""
+    number = seed % 2**64
     random.seed(number)
     np.random.seed(number % 2**32)
     torch.manual_seed(number)
+
+
+def seed_batch(seed: int, epoch: int, position: int) -> None:
+    """Start all streams anew for one batch: noise, timesteps and dropouts follow from its place in the run alone.
+
+    So they are the same whether one process goes through the batches or several share them, and after resuming.
+
+    Args:
+        seed: of the run.
+        epoch, position: the batch's place, counted over all processes.
+    """
+    text = f"{seed}/{epoch}/{position}"
+    seed_everything(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
 
 
 def capture() -> dict[str, Any]:

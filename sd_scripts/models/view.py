@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from sd_scripts.models.keymap import UNET_SHAPES, unet_table
+
 # Class names that sd-scripts' module tree has where the libraries have others. The time embedding must not look like
 # one: LyCORIS targets its class and, by name, its layers, and then stumbles over the doubled names.
 CLASS_NAMES = {
@@ -23,6 +25,10 @@ CLASS_NAMES = {
 # sd-scripts lists a transformer block's children in this order; layers are initialised in the order of the walk, so
 # that a seed gives the same start only if the order is the same.
 CHILD_ORDER = {"BasicTransformerBlock": ("attn1", "ff", "attn2")}
+
+# SDXL's U-Net: its parts in the order of the walk, and the class of a module by the child that only it has.
+UNET_PARTS = ("time_embed", "label_emb", "input_blocks", "middle_block", "output_blocks", "out")
+ORIGINAL_CLASSES = {"in_layers": "ResnetBlock2D", "op": "Downsample2D", "conv": "Upsample2D"}
 
 
 class View(nn.Module):
@@ -59,18 +65,49 @@ def mirror(module: nn.Module) -> nn.Module:
     if isinstance(module, nn.ModuleList):
         return nn.ModuleList(mirror(child) for child in module)
     real = type(module).__name__
-    node = _node(CLASS_NAMES.get(real, real))
+    made = _node(CLASS_NAMES.get(real, real))
     children = dict(module.named_children())
     first = [name for name in CHILD_ORDER.get(real, ()) if name in children]
     for name in [*first, *(name for name in children if name not in first)]:
-        node.add_module(name, mirror(children[name]))
-    node.training = module.training
-    return node
+        made.add_module(name, mirror(children[name]))
+    made.training = module.training
+    return made
 
 
 def unet_view(unet: nn.Module) -> nn.Module:
-    """A Stable Diffusion 1.x/2.x U-Net under kohya's names, which are diffusers' names of 2023."""
-    return mirror(unet)
+    """A U-Net under kohya's names: those diffusers had in 2023 for Stable Diffusion 1 and 2, the original ones for XL."""
+    return mirror(unet) if getattr(unet, "add_embedding", None) is None else _original_view(unet)
+
+
+def _original_view(unet: nn.Module) -> nn.Module:
+    """The view of an SDXL U-Net; its `state_dict()` has the keys of the U-Net in an original file.
+
+    Modules come in the order of the computation (down, middle, up), as in kohya's trainers.
+    """
+    modules = dict(unet.named_modules())
+    tree: dict[str, Any] = {part: {} for part in UNET_PARTS}
+    for original, name in unet_table(UNET_SHAPES["sdxl"]).items():
+        if name not in modules:  # a residual block that keeps its width has no shortcut
+            continue
+        *above, last = original.split(".")
+        place = tree
+        for step in above:
+            place = place.setdefault(step, {})
+        place[last] = mirror(modules[name])
+    return _built(tree, type(unet).__name__, unet.training)
+
+
+def _built(tree: dict[str, Any], kind: str, training: bool) -> nn.Module:
+    """Nodes for a tree of names; numbered children in the order of their numbers."""
+    made = _node(kind)
+    made.training = training
+    for name in sorted(tree, key=int) if all(name.isdigit() for name in tree) else tree:
+        child = tree[name]
+        if isinstance(child, dict):
+            classes = [ORIGINAL_CLASSES[inner] for inner in child if inner in ORIGINAL_CLASSES]
+            child = _built(child, classes[0] if classes else "Sequential", training)
+        made.add_module(name, child)
+    return made
 
 
 def text_view(text_encoder: nn.Module) -> nn.Module:

@@ -20,28 +20,62 @@ from torch import Tensor
 
 from sd_scripts.sampling.prompts import SamplePrompt
 from sd_scripts.sampling.schedulers import FALLBACK, known_sampler, make_scheduler
-from sd_scripts.sampling.weights import Encode, weighted_embeddings
 from sd_scripts.schema.errors import UserError
 
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
-Decode = Callable[[Tensor], Tensor]
 _SEED_BITS = 32
+
+
+@dataclass(frozen=True)
+class PromptEncoding:
+    """What the model is told about B prompts.
+
+    `hidden` is [B, T, D]; `pooled` [B, P] and `sizes` [B, 6] (pixels: original height and width, top and left of the
+    crop, target height and width) are for models that look at them, else None.
+    """
+
+    hidden: Tensor
+    pooled: Tensor | None = None
+    sizes: Tensor | None = None
+
+    def __len__(self) -> int:
+        """B."""
+        return self.hidden.shape[0]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> PromptEncoding:
+        """The same elsewhere; sizes stay float32, since 16 bits cannot count pixels."""
+        return PromptEncoding(
+            self.hidden.to(device, dtype),
+            None if self.pooled is None else self.pooled.to(device, dtype),
+            None if self.sizes is None else self.sizes.to(device, torch.float32),
+        )
+
+    def then(self, other: PromptEncoding) -> PromptEncoding:
+        """These prompts and, after them, the others, which have the same parts and lengths."""
+        return PromptEncoding(
+            torch.cat([self.hidden, other.hidden]),
+            None if self.pooled is None or other.pooled is None else torch.cat([self.pooled, other.pooled]),
+            None if self.sizes is None or other.sizes is None else torch.cat([self.sizes, other.sizes]),
+        )
+
+
+Predict = Callable[[Tensor, Tensor, PromptEncoding], Tensor]
+EncodePrompt = Callable[[SamplePrompt, "str | None"], "tuple[PromptEncoding, PromptEncoding | None]"]
+Decode = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Backend:
     """What the loop needs of a model.
 
-    `predict(latents [B, C, h, w], timesteps [B], embeddings [B, T, D])` returns the model's output, shaped as the
-    latents; with guidance B is 2, the negative prompt first. `encode(ids [N, 77], clip_skip)` returns hidden states
-    [N, 77, D].
+    `encode(prompt, negative)` returns the encodings of the prompt and of the negative text (None for None), weights
+    applied, with the same number of tokens. `predict(latents [B, C, h, w], timesteps [B], encoding of B prompts)`
+    returns the model's output, shaped as the latents; with guidance B is 2, the negative prompt first.
     `decode(latents [1, C, h, w])` gets the scaled latents of the loop and returns pixels [1, 3, H, W] in -1..1.
     """
 
     predict: Predict
-    encode: Encode
+    encode: EncodePrompt
     decode: Decode
-    tokenizer: Any
     prediction_type: str = "epsilon"
     latent_channels: int = 4
     latent_factor: int = 8
@@ -83,8 +117,8 @@ def guided(negative: Tensor, positive: Tensor, scale: float) -> Tensor:
 @torch.no_grad()
 def sample_latents(
     predict: Predict,
-    embeddings: Tensor,
-    negative: Tensor | None = None,
+    positive: PromptEncoding,
+    negative: PromptEncoding | None = None,
     *,
     width: int,
     height: int,
@@ -101,7 +135,7 @@ def sample_latents(
 ) -> Tensor:
     """Denoise one picture of `width` x `height` pixels and return its scaled latents [1, C, h, w], float32.
 
-    `embeddings` and `negative` are [1, T, D]; the negative prompt counts only for `scale` above 1, else the model runs
+    `positive` and `negative` are one prompt each; the negative one counts only for `scale` above 1, else the model runs
     once a step. Noise is drawn on the CPU in float32, so that a seed means the same on every device and in every
     process; the model is called in `dtype`, the arithmetic around it is float32. `on_step(done, of)` reports progress.
     Raises UserError where the latents stop being numbers.
@@ -113,13 +147,13 @@ def sample_latents(
         latents = torch.randn(shape, generator=generator).to(device)
         scheduler.set_timesteps(steps, device=device)
         latents = latents * scheduler.init_noise_sigma
-        use_guidance = scale > 1 and negative is not None
-        context = (torch.cat([negative, embeddings]) if use_guidance else embeddings).to(device, dtype)
+        context = (negative.then(positive) if negative is not None and scale > 1 else positive).to(device, dtype)
+        use_guidance = len(context) > 1
         extra = {"generator": generator} if _takes_generator(scheduler) else {}
         for done, timestep in enumerate(scheduler.timesteps, 1):
             inputs = scheduler.scale_model_input(latents, timestep).to(dtype)
-            batch = inputs.repeat(context.shape[0], 1, 1, 1)
-            output = predict(batch, timestep.expand(context.shape[0]), context).float()
+            batch = inputs.repeat(len(context), 1, 1, 1)
+            output = predict(batch, timestep.expand(len(context)), context).float()
             if use_guidance:
                 output = guided(output[:1], output[1:], scale)
             latents = scheduler.step(output, timestep, latents, return_dict=True, **extra).prev_sample
@@ -157,8 +191,6 @@ def render(
     prompt: SamplePrompt,
     *,
     sampler: str = FALLBACK,
-    clip_skip: int | None = None,
-    max_chunks: int = 3,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     on_step: Callable[[int, int], None] | None = None,
@@ -173,12 +205,10 @@ def render(
     used = wanted if known_sampler(wanted) else FALLBACK
     negative = (prompt.negative or "") if prompt.scale > 1 else None
     with untouched_randomness(device):
-        embeddings, unwanted = weighted_embeddings(
-            backend.tokenizer, backend.encode, prompt.prompt, negative, clip_skip, max_chunks
-        )
+        wanted_encoding, unwanted = backend.encode(prompt, negative)
         latents = sample_latents(
             backend.predict,
-            embeddings,
+            wanted_encoding,
             unwanted,
             width=prompt.width,
             height=prompt.height,

@@ -103,18 +103,20 @@ def tokenise(tokenizer: Any, text: str, max_chunks: int) -> WeightedTokens:
     return WeightedTokens(ids[:most], weights[:most])
 
 
-def chunk_tensors(tokens: WeightedTokens, chunks: int, bos: int, eos: int) -> tuple[Tensor, Tensor]:
+def chunk_tensors(
+    tokens: WeightedTokens, chunks: int, bos: int, eos: int, fill: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Ids (int64) and weights (float32), both [chunks, 77].
 
-    Begin, end and fill marks are `bos`, `eos` and `eos` again, with weight 1. SD 2 is filled with the end mark too,
-    unlike in its captions: so kohya's sample prompts are encoded.
+    Begin and end marks are `bos` and `eos` with weight 1; what is left is filled with `fill`, the end mark where None.
+    SD 2 is filled with the end mark too, unlike in its captions: so kohya's sample prompts are encoded.
     """
     id_rows, weight_rows = [], []
     for start in range(0, chunks * CHUNK, CHUNK):
         ids, weights = tokens.ids[start : start + CHUNK], tokens.weights[start : start + CHUNK]
-        fill = CHUNK + 1 - len(ids)
-        id_rows.append([bos, *ids, *[eos] * fill])
-        weight_rows.append([1.0, *weights, *[1.0] * fill])
+        free = CHUNK - len(ids)
+        id_rows.append([bos, *ids, eos, *[eos if fill is None else fill] * free])
+        weight_rows.append([1.0, *weights, *[1.0] * (free + 1)])
     return torch.tensor(id_rows), torch.tensor(weight_rows)
 
 
@@ -139,6 +141,12 @@ def _mean(embeddings: Tensor, normalise: Normalise) -> Tensor:
     return (values.abs() if normalise == "abs" else values).mean(dim=(-2, -1))
 
 
+def join_weighted(hidden: Tensor, weights: Tensor, normalise: Normalise = "original") -> Tensor:
+    """Chunks [N, 77, C] of one text, each with its marks, as [1, N * 77, C] with `weights` [N, 77] applied."""
+    joined = hidden.reshape(1, -1, hidden.shape[-1])
+    return joined if (weights == 1).all() else apply_weights(joined, weights.reshape(1, -1), normalise)
+
+
 def weighted_embeddings(
     tokenizer: Any,
     encode: Encode,
@@ -159,7 +167,5 @@ def weighted_embeddings(
     results = []
     for text_tokens in tokens:
         ids, weights = chunk_tensors(text_tokens, chunks, tokenizer.bos_token_id, tokenizer.eos_token_id)
-        hidden = encode(ids, clip_skip)
-        joined = hidden.reshape(1, chunks * hidden.shape[1], hidden.shape[2])
-        results.append(joined if (weights == 1).all() else apply_weights(joined, weights.reshape(1, -1), normalise))
+        results.append(join_weighted(encode(ids, clip_skip), weights, normalise))
     return results[0], results[1] if negative is not None else None

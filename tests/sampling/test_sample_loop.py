@@ -12,7 +12,8 @@ from sample_vectors import encode_with, tiny_text_encoder
 
 from sd_scripts.models.tokenizer import build_tokenizer
 from sd_scripts.sampling.prompts import SamplePrompt
-from sd_scripts.sampling.sampler import Backend, decode_latents, render, sample_latents
+from sd_scripts.sampling.sampler import Backend, PromptEncoding, decode_latents, render, sample_latents
+from sd_scripts.sampling.weights import weighted_embeddings
 from sd_scripts.schema.errors import UserError
 
 # The library's own use of numpy; one warning a step would bury everything else.
@@ -43,12 +44,18 @@ def backend(unet: UNet2DConditionModel) -> Backend:
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
     ).eval()
-    text_encoder = tiny_text_encoder(2)
+    text_encoder, tokenizer = tiny_text_encoder(2), build_tokenizer("sd1")
+
+    def encode(prompt: SamplePrompt, negative: str | None) -> tuple[PromptEncoding, PromptEncoding | None]:
+        wanted, unwanted = weighted_embeddings(
+            tokenizer, lambda ids, clip_skip: encode_with(text_encoder, ids, clip_skip), prompt.prompt, negative
+        )
+        return PromptEncoding(wanted), None if unwanted is None else PromptEncoding(unwanted)
+
     return Backend(
-        predict=lambda latents, steps, context: unet(latents, steps, context).sample,
-        encode=lambda ids, clip_skip: encode_with(text_encoder, ids, clip_skip),
+        predict=lambda latents, steps, context: unet(latents, steps, context.hidden).sample,
+        encode=encode,
         decode=lambda latents: vae.decode(latents / 0.18215).sample,
-        tokenizer=build_tokenizer("sd1"),
     )
 
 
@@ -99,7 +106,7 @@ def test_training_draws_the_same_numbers_after_a_sample(backend: Backend, fails:
     expected = draw()
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(5)
-    spoiled = Backend(wasteful, backend.encode, backend.decode, backend.tokenizer)
+    spoiled = Backend(wasteful, backend.encode, backend.decode)
     if fails:
         with pytest.raises(RuntimeError, match="out of memory"):
             render(spoiled, PROMPT, sampler="euler_a")
@@ -113,7 +120,7 @@ def test_the_loop_is_plain_denoising_with_guidance(backend: Backend) -> None:
     from diffusers import EulerDiscreteScheduler
 
     torch.manual_seed(2)
-    positive, negative = torch.randn(1, 77, 8), torch.randn(1, 77, 8)
+    positive, negative = (PromptEncoding(torch.randn(1, 77, 8)) for _ in range(2))
     result = sample_latents(
         backend.predict, positive, negative, width=64, height=64, steps=4, scale=3.0, sampler="euler", seed=11
     )
@@ -134,11 +141,11 @@ def test_without_guidance_the_model_runs_once_a_step(backend: Backend, scale: fl
     seen: list[int] = []
 
     def counting(latents, steps, context):
-        assert latents.shape[0] == steps.shape[0] == context.shape[0]
+        assert latents.shape[0] == steps.shape[0] == len(context)
         seen.append(latents.shape[0])
         return backend.predict(latents, steps, context)
 
-    counted = Backend(counting, backend.encode, backend.decode, backend.tokenizer)
+    counted = Backend(counting, backend.encode, backend.decode)
     render(counted, SamplePrompt("cat", "bad", 64, 64, 3, scale, 1))
     assert seen == [rows] * 3
 
@@ -153,10 +160,10 @@ def test_no_gradients_no_autocast_and_the_wanted_dtype(backend: Backend) -> None
     def watching(latents, steps, context):
         assert not torch.is_grad_enabled()
         assert not torch.is_autocast_enabled("cpu")
-        assert latents.dtype == context.dtype == torch.bfloat16
-        return backend.predict(latents.float(), steps, context.float()).bfloat16()
+        assert latents.dtype == context.hidden.dtype == torch.bfloat16
+        return backend.predict(latents.float(), steps, context.to("cpu", torch.float32)).bfloat16()
 
-    watched = Backend(watching, backend.encode, backend.decode, backend.tokenizer)
+    watched = Backend(watching, backend.encode, backend.decode)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         image = render(watched, PROMPT, dtype=torch.bfloat16)
         assert torch.is_autocast_enabled("cpu")
@@ -176,7 +183,7 @@ def test_nan_is_an_error_with_a_way_out(backend: Backend) -> None:
         return latents * float("nan")
 
     with pytest.raises(UserError, match="NaN") as error:
-        render(Backend(broken, backend.encode, backend.decode, backend.tokenizer), PROMPT)
+        render(Backend(broken, backend.encode, backend.decode), PROMPT)
     assert "no_half_vae" in error.value.hint
 
 
@@ -190,3 +197,14 @@ def test_progress_is_told(backend: Backend) -> None:
     told: list[tuple[int, int]] = []
     render(backend, PROMPT, on_step=lambda done, of: told.append((done, of)))
     assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_prompts_are_stacked_and_moved_with_all_their_parts() -> None:
+    sizes = torch.tensor([[1025.0, 777, 0, 0, 1025, 777]])
+    one = PromptEncoding(torch.zeros(1, 77, 8), torch.zeros(1, 4), sizes)
+    both = one.then(PromptEncoding(torch.ones(1, 77, 8), torch.ones(1, 4), sizes + 1)).to("cpu", torch.bfloat16)
+    assert len(both) == 2
+    assert both.pooled is not None and both.sizes is not None
+    assert (both.hidden.dtype, both.pooled.dtype, both.sizes.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+    assert both.hidden[:, 0, 0].tolist() == both.pooled[:, 0].tolist() == [0, 1]
+    assert both.sizes[:, 0].tolist() == [1025, 1026]

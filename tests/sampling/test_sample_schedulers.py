@@ -6,7 +6,7 @@ import pytest
 import torch
 from sample_vectors import assert_tensor, cases
 
-from sd_scripts.sampling.sampler import sample_latents
+from sd_scripts.sampling.sampler import PromptEncoding, sample_latents
 from sd_scripts.sampling.schedulers import SAMPLERS, known_sampler, make_scheduler
 from sd_scripts.schema.errors import UserError
 
@@ -58,7 +58,7 @@ def test_every_name_denoises_with_a_perfect_model(name: str, prediction: str) ->
     alphas = make_scheduler("ddim").alphas_cumprod.double()
     variance_exploding = make_scheduler(name, prediction).init_noise_sigma != 1.0
 
-    def perfect(latents: torch.Tensor, timesteps: torch.Tensor, _embeddings: torch.Tensor) -> torch.Tensor:
+    def perfect(latents: torch.Tensor, timesteps: torch.Tensor, _prompt: PromptEncoding) -> torch.Tensor:
         # Fractional timesteps lie between two training steps: their sigma is interpolated in its logarithm.
         position = timesteps[0].double().clamp(0, 999)
         logs = ((1 - alphas) / alphas).log() / 2
@@ -72,7 +72,7 @@ def test_every_name_denoises_with_a_perfect_model(name: str, prediction: str) ->
 
     result = sample_latents(
         perfect,
-        torch.zeros(1, 77, 8),
+        PromptEncoding(torch.zeros(1, 77, 8)),
         width=64,
         height=64,
         steps=30,

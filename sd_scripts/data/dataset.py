@@ -5,38 +5,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from sd_scripts.data.bucket import BatchOrder, BucketCount
-from sd_scripts.data.cache import CachedLatents, cache_group
+from sd_scripts.data.bucket import BatchOrder, BucketCount, shuffle
+from sd_scripts.data.cache import cache_group
 from sd_scripts.data.config import Blueprint, DatasetSpec, SubsetSpec
 from sd_scripts.data.foreign import load_foreign
+from sd_scripts.data.records import ImageRecord, Records
 from sd_scripts.data.report import dataset_facts, report_rows, tag_frequency
-from sd_scripts.data.subset import FoundImage, FoundSubset, find_images
+from sd_scripts.data.subset import FoundSubset, find_images
 from sd_scripts.data.text_cache import Encode, TextCache, cache_text
-from sd_scripts.schema.buckets import Bucketer, Bucketing, Placement, Size
+from sd_scripts.schema.buckets import Bucketer, Bucketing, Size
 from sd_scripts.schema.captions import Replacements
 from sd_scripts.schema.errors import DataError
 from sd_scripts.schema.steps import balance_regularisation
-
-
-@dataclass(slots=True)
-class ImageRecord:
-    """One picture of a data set: how often it is shown in an epoch, where it goes, and its latents when cached.
-
-    subset: number of its subset; conditioning: file of its mask or control picture; cache_path: file of its latents
-    when these are on disk; npz_only: the picture itself is gone and only that file is left.
-    """
-
-    path: str
-    caption: str
-    subset: int
-    repeats: int
-    placement: Placement
-    conditioning: str | None = None
-    cache_path: str | None = None
-    npz_only: bool = False
-    latents: CachedLatents | None = None
 
 
 @dataclass
@@ -45,19 +28,16 @@ class Dataset:
 
     spec: DatasetSpec
     subsets: list[FoundSubset]
-    records: list[ImageRecord]
+    records: Records
     seed: int
     validation: bool = False
     buckets: list[BucketCount] = field(init=False)
     order: BatchOrder = field(init=False)
 
     def __post_init__(self) -> None:
-        members: dict[Size, list[int]] = {}
-        for number, record in enumerate(self.records):
-            members.setdefault(record.placement.bucket, []).extend([number] * record.repeats)
-        sizes = sorted(members)
-        self.buckets = [BucketCount(size, len(members[size])) for size in sizes]
-        self.order = BatchOrder([members[size] for size in sizes], self.spec.batch_size, self.seed)
+        members = self.records.members()
+        self.buckets = [BucketCount(size, len(part)) for size, part in zip(self.records.bucket_sizes, members)]
+        self.order = BatchOrder(members, self.spec.batch_size, self.seed)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -69,7 +49,7 @@ class Dataset:
     @property
     def num_train_images(self) -> int:
         """Training pictures with repeats, regularisation not counted."""
-        return sum(r.repeats for r in self.records if not self.subset_of(r).is_reg)
+        return self.records.shown([not subset.spec.is_reg for subset in self.subsets])
 
     @property
     def num_reg_images(self) -> int:
@@ -84,8 +64,7 @@ class Dataset:
     @property
     def mean_ar_error(self) -> float:
         """Mean difference between the shapes of pictures and their buckets, every picture counted once."""
-        errors = [abs(record.placement.ar_error) for record in self.records]
-        return sum(errors) / len(errors) if errors else 0.0
+        return self.records.mean_ar_error
 
 
 @dataclass
@@ -158,7 +137,7 @@ class DatasetGroup:
         """Whether batches need no file at all."""
         if self.foreign is not None or (self.text_cache is not None and self.text_cache.memory is None):
             return False
-        return all(r.latents is not None for d in self.datasets for r in d.records)
+        return all(dataset.records.all_latents_in_memory for dataset in self.datasets)
 
     def report(self) -> list[dict[str, Any]]:
         """One row a subset: dataset, folder, repeats, images, captions, class_tokens, reg."""
@@ -286,7 +265,7 @@ def build(blueprint: Blueprint, seed: int) -> tuple[DatasetGroup, DatasetGroup |
             subsets.append(replace(found[key], spec=subset))
         kept, aside = _split(spec, subsets, seed)
         train.append(_dataset(spec, kept, dataset_seed(seed), warnings))
-        if any(subset.images for subset in aside):
+        if any(len(subset.images) for subset in aside):
             validation.append(_dataset(_still(spec), aside, dataset_seed(seed), warnings, validation=True))
         elif spec.validation_split > 0:
             warnings.append("validation_split sets no picture aside: the folders are too small for it")
@@ -329,70 +308,66 @@ def _split(spec: DatasetSpec, subsets: Sequence[FoundSubset], seed: int) -> tupl
         if subset.spec.is_reg:
             train.append(subset)
             continue
-        images = list(subset.images)
-        random.Random(choice).shuffle(images)
-        cut = len(images) - round(len(images) * spec.validation_split)
-        train.append(replace(subset, images=images[:cut]))
-        aside.append(replace(subset, spec=_still_subset(subset.spec), images=images[cut:], warnings=[]))
+        numbers = list(range(len(subset.images)))
+        shuffle(numbers, random.Random(choice))
+        cut = len(numbers) - round(len(numbers) * spec.validation_split)
+        train.append(replace(subset, images=subset.images.take(numbers[:cut])))
+        measured = subset.images.take(numbers[cut:])
+        aside.append(replace(subset, spec=_still_subset(subset.spec), images=measured, warnings=[]))
     return train, aside
 
 
 def _dataset(
     spec: DatasetSpec, subsets: list[FoundSubset], seed: int, warnings: list[str], validation: bool = False
 ) -> Dataset:
-    bucketer = _bucketer(spec, subsets)
+    regular = [number for number, subset in enumerate(subsets) if subset.spec.is_reg]
     chosen = [
-        (number, image, subset.spec.num_repeats)
+        _rows(number, subset, np.full(len(subset.images), subset.spec.num_repeats))
         for number, subset in enumerate(subsets)
         if not subset.spec.is_reg
-        for image in subset.images
     ]
-    target = sum(repeats for _, _, repeats in chosen)
-    regular = [
-        (number, image, subset.spec.num_repeats)
-        for number, subset in enumerate(subsets)
-        if subset.spec.is_reg
-        for image in subset.images
-    ]
-    balanced = balance_regularisation(target, [repeats for _, _, repeats in regular])
-    unused = balanced.count(0)
+    target = sum(len(rows) * subsets[rows[0, 0]].spec.num_repeats for rows in chosen if len(rows))
+    asked = [subsets[number].spec.num_repeats for number in regular for _ in range(len(subsets[number].images))]
+    balanced = np.array(balance_regularisation(target, asked), dtype=np.int32)
+    unused = int((balanced == 0).sum())
     if unused:
-        warnings.append(f"{unused} of {len(regular)} regularisation pictures are not needed and left out")
-    chosen += [(number, image, count) for (number, image, _), count in zip(regular, balanced) if count]
-    records = [
-        ImageRecord(
-            image.path,
-            image.caption,
-            number,
-            repeats,
-            _place(bucketer, spec, image),
-            image.conditioning,
-            image.latents,
-            image.latents is not None,
-        )
-        for number, image, repeats in chosen
-    ]
+        warnings.append(f"{unused} of {len(asked)} regularisation pictures are not needed and left out")
+    start = 0
+    for number in regular:
+        end = start + len(subsets[number].images)
+        rows = _rows(number, subsets[number], balanced[start:end])
+        chosen.append(rows[rows[:, 2] > 0])
+        start = end
+    images = [subset.images for subset in subsets]
+    rows = np.concatenate(chosen) if chosen else np.zeros((0, 3), dtype=np.int32)
+    records = Records(images, rows, _bucketer(spec, subsets), prescribed=spec.bucketing is None)
     return Dataset(spec, subsets, records, seed, validation)
+
+
+def _rows(number: int, subset: FoundSubset, repeats: np.ndarray) -> np.ndarray:
+    """int32 [n, 3]: number of the subset, number of the picture in it, repeats."""
+    count = len(subset.images)
+    return np.stack([np.full(count, number), np.arange(count), repeats], axis=1).astype(np.int32)
 
 
 def _bucketer(spec: DatasetSpec, subsets: Sequence[FoundSubset]) -> Bucketer:
     if spec.bucketing is not None:
         return Bucketer(spec.bucketing)
-    sizes = {image.bucket for subset in subsets for image in subset.images}
-    if None in sizes or not sizes:
-        raise DataError(
-            "resolution is not given, and the metadata file does not name train_resolution for every picture.",
-            key="resolution",
-        )
+    sizes: set[Size] = set()
+    for images in (subset.images for subset in subsets if len(subset.images)):
+        found = images.buckets
+        if found is None or not found.all():
+            raise _no_resolution()
+        sizes.update((width, height) for width, height in np.unique(found, axis=0).tolist())
+    if not sizes:
+        raise _no_resolution()
     bucketer = Bucketer(Bucketing((64, 64), True))
-    bucketer.use_sizes(size for size in sizes if size is not None)
+    bucketer.use_sizes(sizes)
     return bucketer
 
 
-def _place(bucketer: Bucketer, spec: DatasetSpec, image: FoundImage) -> Placement:
-    try:
-        if spec.bucketing is None and image.bucket is not None:
-            return bucketer.place_in(image.size, image.bucket)
-        return bucketer.select(*image.size)
-    except DataError as error:
-        raise DataError(f"{image.path}: {error.message}", error.key, error.hint) from error
+def _no_resolution() -> DataError:
+    return DataError(
+        "resolution is not given, and the metadata file does not name train_resolution for every picture.",
+        key="resolution",
+    )

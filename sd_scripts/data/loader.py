@@ -36,16 +36,24 @@ class _Batches(Dataset[Batch]):
 
 
 class _Requests(Sampler[Request]):
-    """The requests of the epoch at hand. Lives in the main process, so workers can stay alive between epochs."""
+    """The requests of the epoch at hand. Lives in the main process, so workers can stay alive between epochs.
 
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
+    order: numbers of the batches; epoch: as their draws count it; step: optimiser steps before the first of them.
+    """
+
+    def __init__(self, accumulation: int, max_steps: int) -> None:
+        self._accumulation = accumulation
+        self._max_steps = max_steps
+        self.order: list[int] = []
+        self.epoch = 1
+        self.step = 0
 
     def __iter__(self) -> Iterator[Request]:
-        return iter(self.requests)
+        for number, index in enumerate(self.order):
+            yield Request(index, self.epoch, self.step + number // self._accumulation, self._max_steps)
 
     def __len__(self) -> int:
-        return len(self.requests)
+        return len(self.order)
 
 
 def _start_worker(_: int) -> None:
@@ -86,11 +94,9 @@ class BatchLoader:
         self._group = group
         self._index = process_index
         self._processes = num_processes
-        self._accumulation = accumulation
-        self._max_steps = max_train_steps
         self._workers = 0 if group.latents_in_memory else max(0, min(workers, os.cpu_count() or 1))
         self._persistent = persistent and self._workers > 0
-        self._requests = _Requests()
+        self._requests = _Requests(accumulation, max_train_steps)
         self._loader: DataLoader[Batch] | None = None
         self._epoch = 1
         self._position = 0
@@ -120,12 +126,9 @@ class BatchLoader:
             start: batches of this epoch that this process has used already; they are not prepared again.
             global_step: optimiser steps done before the first batch that is given.
         """
-        drawn = 1 if self._group.validation else epoch
-        order = self.order(epoch)[start:]
-        self._requests.requests = [
-            Request(index, drawn, global_step + number // self._accumulation, self._max_steps)
-            for number, index in enumerate(order)
-        ]
+        self._requests.order = self.order(epoch)[start:]
+        self._requests.epoch = 1 if self._group.validation else epoch
+        self._requests.step = global_step
         self._epoch, self._position = epoch, start
         for batch in self._running_loader():
             self._position += 1

@@ -2,41 +2,31 @@
 
 import json
 import os
+from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import numpy as np
 
 from sd_scripts.data.config import SubsetSpec
 from sd_scripts.data.image import picture_size
 from sd_scripts.data.info_cache import InfoCache
 from sd_scripts.data.npz import read_arrays
+from sd_scripts.data.records import FoundImages
 from sd_scripts.schema.buckets import Size
 from sd_scripts.schema.captions import count_tags, read_caption
 from sd_scripts.schema.errors import DataError
+from sd_scripts.schema.filememory import facts_of
+from sd_scripts.schema.filework import in_parallel
 from sd_scripts.schema.folders import IMAGE_EXTENSIONS, caption_advice, list_folder
 
-_T = TypeVar("_T")
-_CHUNK = 256
-_THREADS = min(8, (os.cpu_count() or 1) * 2)
 
-
-@dataclass(slots=True)
-class FoundImage:
-    """A picture of a subset: its file, caption, size, and where it has one, its mask or control picture.
-
-    bucket: training size that a metadata file prescribes; latents: cache file where the picture itself is gone.
-    """
-
-    path: str
-    caption: str
-    size: Size
-    conditioning: str | None = None
-    bucket: Size | None = None
-    latents: str | None = None
+def _no_images() -> FoundImages:
+    """Columns without any picture."""
+    return FoundImages("", [], [], np.zeros((0, 2), dtype=np.int32))
 
 
 @dataclass
@@ -44,15 +34,15 @@ class FoundSubset:
     """What was found for a subset. captions_found counts caption files (or metadata entries) with text."""
 
     spec: SubsetSpec
-    images: list[FoundImage] = field(default_factory=list)
+    images: FoundImages = field(default_factory=_no_images)
     captions_found: int = 0
     warnings: list[str] = field(default_factory=list)
 
     def tag_counts(self) -> Counter[str]:
         """How often each tag stands in the captions, every picture counted once."""
         counts: Counter[str] = Counter()
-        for image in self.images:
-            count_tags(counts, image.caption)
+        for caption, times in Counter(self.images.captions).items():
+            count_tags(counts, caption, times)
         return counts
 
 
@@ -66,20 +56,6 @@ def find_images(spec: SubsetSpec) -> FoundSubset:
     return found
 
 
-def in_parallel(work: Callable[[Any], _T], items: Sequence[Any]) -> list[_T]:
-    """Results of file work in order; threads share it where there is enough of it."""
-    if len(items) < _CHUNK:
-        return [work(item) for item in items]
-
-    def chunk_work(chunk: list[Any]) -> list[_T]:
-        return [work(item) for item in chunk]
-
-    iterator = iter(items)
-    chunks = list(iter(lambda: list(islice(iterator, _CHUNK)), []))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return [result for results in pool.map(chunk_work, chunks) for result in results]
-
-
 def _from_folder(spec: SubsetSpec) -> FoundSubset:
     if spec.image_dir is None:
         raise DataError("a subset names no image_dir", key="dataset_config")
@@ -88,30 +64,58 @@ def _from_folder(spec: SubsetSpec) -> FoundSubset:
     folder = list_folder(spec.image_dir, spec.caption_extension)
     folder.class_tokens = spec.class_tokens or ""
     root = str(spec.image_dir)
-    wildcards = spec.captions.enable_wildcard
-    info = InfoCache(spec.image_dir) if spec.cache_info else None
-
-    def look(item: tuple[str, str | None]) -> tuple[FoundImage, bool, bool]:
-        name, caption_name = item
-        path = os.path.join(root, name)
-        size = info.size_of(path) if info is not None else picture_size(path)
-        caption = None if caption_name is None else read_caption(os.path.join(root, caption_name), wildcards)
-        image = FoundImage(path, spec.class_tokens or "" if caption is None else caption, size)
-        return image, caption is not None, caption_name is not None and caption is None
-
-    results = in_parallel(look, list(zip(folder.images, folder.captions)))
-    found = FoundSubset(spec, [image for image, _, _ in results], sum(has for _, has, _ in results))
-    if info is not None:
-        info.save({image.path: image.caption for image in found.images})
+    info = InfoCache(spec.image_dir, folder.images) if spec.cache_info else None
+    sizes, new_sizes = _sizes(root, folder.images, info)
+    captions, new_captions, empty = _captions(root, folder.captions, spec)
+    with_text = folder.captions_found - len(empty)
+    found = FoundSubset(spec, FoundImages(os.path.join(root, ""), folder.images, captions, sizes), with_text)
+    if info is not None and (new_sizes or new_captions or not info.exists):
+        info.save(sizes.tolist(), captions)
     if not spec.is_reg:
         advice = caption_advice(folder, spec.caption_extension)
         if advice:
             found.warnings.append(advice)
-    empty = [image.path for image, _, is_empty in results if is_empty]
     if empty:
-        names = ", ".join(os.path.basename(path) for path in empty[:5])
+        names = ", ".join(folder.images[number] for number in empty[:5])
         found.warnings.append(f"{spec.name}: {len(empty)} caption files are empty, as if missing ({names} ...)")
     return found
+
+
+def _sizes(root: str, names: list[str], info: InfoCache | None) -> tuple[np.ndarray, int]:
+    """Width and height of pictures as shown, int32 [n, 2], and for how many of them that is news."""
+    look = picture_size if info is None else info.size_of
+
+    def read(path: str) -> tuple[int, str]:
+        width, height = look(path)
+        return width << 32 | height, ""
+
+    facts = facts_of(root, names, "picture sizes", read)
+    packed = np.frombuffer(facts.numbers, dtype=np.int64)
+    return np.stack([packed >> 32, packed & 0xFFFFFFFF], axis=1).astype(np.int32), facts.fresh
+
+
+def _captions(root: str, files: list[str | None], spec: SubsetSpec) -> tuple[list[str], int, list[int]]:
+    """Caption of every picture, how many were read anew, and the numbers of those whose file is empty."""
+    wildcards = spec.captions.enable_wildcard
+
+    def read(path: str) -> tuple[int, str]:
+        caption = read_caption(path, wildcards)
+        return (0, "") if caption is None else (1, caption)
+
+    instead = spec.class_tokens or ""
+    names = [name for name in files if name is not None]
+    kind = f"captions, {'all lines' if wildcards else 'first line'}, {spec.caption_extension}"
+    facts = facts_of(root, names, kind, read, texts=True)
+    if sum(facts.numbers) == len(files):
+        return facts.texts, facts.fresh, []
+    texts = zip(facts.texts, facts.numbers)
+    captions, empty = [], []
+    for number, name in enumerate(files):
+        text, has_text = ("", 0) if name is None else next(texts)
+        captions.append(text if has_text else instead)
+        if name is not None and not has_text:
+            empty.append(number)
+    return captions, facts.fresh, empty
 
 
 def _attach_conditioning(found: FoundSubset, folder: Path) -> None:
@@ -119,14 +123,14 @@ def _attach_conditioning(found: FoundSubset, folder: Path) -> None:
     if not folder.is_dir():
         raise DataError(f"the folder {folder} does not exist", key="conditioning_data_dir")
     by_stem = {os.path.splitext(name)[0]: name for name in list_folder(folder).images}
-    missing = []
-    for image in found.images:
-        stem = os.path.splitext(os.path.basename(image.path))[0]
-        name = by_stem.pop(stem, None)
-        if name is None:
-            missing.append(os.path.basename(image.path))
+    prefix = os.path.join(folder, "")
+    missing, files = [], []
+    for name in map(os.path.basename, found.images.names):
+        file = by_stem.pop(os.path.splitext(name)[0], None)
+        if file is None:
+            missing.append(name)
         else:
-            image.conditioning = str(folder / name)
+            files.append(prefix + file)
     if missing:
         raise DataError(
             f"{folder} has no mask or control picture for {len(missing)} of {len(found.images)} pictures: "
@@ -134,6 +138,7 @@ def _attach_conditioning(found: FoundSubset, folder: Path) -> None:
             key="conditioning_data_dir",
             hint="It must have the same name as the picture.",
         )
+    found.images.conditioning = files
     if by_stem and found.spec.conditioning_must_match:
         raise DataError(
             f"{folder} has {len(by_stem)} pictures that go with no training picture: "
@@ -149,7 +154,7 @@ def _from_metadata(spec: SubsetSpec) -> FoundSubset:
     entries = _read_metadata(path)
     files = _files_by_stem(spec.image_dir) if spec.image_dir is not None else {}
 
-    def look(item: tuple[str, Any]) -> tuple[FoundImage, bool]:
+    def look(item: tuple[str, Any]) -> tuple[str, str, Size, Size]:
         key, entry = item
         if not isinstance(entry, dict):
             raise DataError(f"{path.name}: the entry {key!r} is no object", key="in_json")
@@ -157,27 +162,30 @@ def _from_metadata(spec: SubsetSpec) -> FoundSubset:
         image = _locate(key, spec.image_dir, files)
         if image is None:
             raise DataError(f"{path.name}: no picture and no .npz found for {key!r} in {spec.image_dir}", key="in_json")
-        bucket = entry.get("train_resolution")
+        bucket = entry.get("train_resolution") or (0, 0)
         size = entry.get("image_size")
         if size is None:
             size = _npz_size(image) if image.endswith(".npz") else picture_size(image)
-        return (
-            FoundImage(
-                image,
-                caption or "",
-                (int(size[0]), int(size[1])),
-                bucket=tuple(bucket) if bucket else None,
-                latents=image if image.endswith(".npz") else None,
-            ),
-            bool(caption),
-        )
+        return image, caption or "", (int(size[0]), int(size[1])), (int(bucket[0]), int(bucket[1]))
 
     results = in_parallel(look, list(entries.items()))
-    found = FoundSubset(spec, [image for image, _ in results], sum(has for _, has in results))
+    images = FoundImages(
+        "",
+        [image for image, _, _, _ in results],
+        [caption for _, caption, _, _ in results],
+        _pairs(size for _, _, size, _ in results),
+        buckets=_pairs(bucket for _, _, _, bucket in results),
+    )
+    found = FoundSubset(spec, images, sum(bool(caption) for caption in images.captions))
     missing = len(results) - found.captions_found
     if missing:
         found.warnings.append(f"{spec.name}: {missing} of {len(results)} entries have neither caption nor tags")
     return found
+
+
+def _pairs(sizes: Iterable[Size]) -> np.ndarray:
+    flat = array("i", (side for size in sizes for side in size))
+    return np.frombuffer(flat, dtype=np.int32).reshape(-1, 2)
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:

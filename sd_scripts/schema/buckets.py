@@ -11,6 +11,7 @@ from sd_scripts.schema.errors import DataError
 
 Size = tuple[int, int]
 LONGEST = 32_768
+_MOST_KNOWN = 4096
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,9 @@ class Bucketer:
         size = (width, height)
         known = self._known.get(size)
         if known is None:
-            known = self._place_freely(size) if self._follows_pictures else self._place_fixed(size)
-            self._known[size] = known
+            known = self._place_freely(size) if self.follows_pictures else self._place_fixed(size)
+            if len(self._known) < _MOST_KNOWN:
+                self._known[size] = known
         return known
 
     def place_in(self, size: Size, bucket: Size) -> Placement:
@@ -134,7 +136,8 @@ class Bucketer:
         return Placement(size, bucket, cover(size, bucket), bucket[0] / bucket[1] - size[0] / size[1])
 
     @property
-    def _follows_pictures(self) -> bool:
+    def follows_pictures(self) -> bool:
+        """Whether buckets are not fixed, but made from the pictures' own sizes (`no_upscale`)."""
         return self.bucketing.enabled and self.bucketing.no_upscale
 
     def _place_fixed(self, size: Size) -> Placement:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd_scripts.schema.errors import DataError
+from sd_scripts.schema.filework import read_bytes
 
 _WILDCARD = re.compile(r"\{([^}]+)\}")
 _OPEN, _CLOSE = "\x02", "\x03"  # stand in for {{ and }}; control characters do not occur in captions
@@ -179,16 +180,15 @@ def caption_of(text: str, enable_wildcard: bool = False) -> str | None:
 def read_caption(path: Path | str, enable_wildcard: bool = False) -> str | None:
     """Caption in a file, None if the file is empty. Raises DataError naming a file that cannot be read."""
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = read_bytes(path)
     except OSError as error:
         raise DataError(f"cannot read the caption file {path}: {error.strerror or error}") from error
     return caption_of(decode_caption(content, path), enable_wildcard)
 
 
-def count_tags(counts: Counter[str], caption: str) -> None:
+def count_tags(counts: Counter[str], caption: str, times: int = 1) -> None:
     """Add the tags of a caption to the counts: split at commas, lower case, without blanks and empty ones."""
     for tag in caption.split(","):
         tag = tag.strip().lower()
         if tag:
-            counts[tag] += 1
+            counts[tag] += times

@@ -68,24 +68,50 @@ def list_folder(path: Path | str, caption_extension: str = ".caption") -> ClassF
         with os.scandir(path) as entries:
             names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
     except OSError as error:
-        raise DataError(f"cannot read the folder {path}: {error.strerror or error}", key="train_data_dir") from error
+        raise _unreadable(path, error) from error
     extension = normalise_extension(caption_extension)
-    here = set(names)
-    images = sorted(name for name in names if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS)
-    captions = [_find_caption(os.path.splitext(name)[0], extension, here) for name in images]
-    endings = Counter(os.path.splitext(name)[1].lower() for name in names)
-    text_files = {e: endings[e] for e in CAPTION_EXTENSIONS if endings[e] and e != extension}
+    endings = Counter(name.rpartition(".")[1:] for name in names)
+    pictures = tuple(dot + ending for dot, ending in endings if dot + ending.lower() in IMAGE_EXTENSIONS)
+    images = sorted(name for name in names if name.endswith(pictures))
+    here = set(names) if extension else set()
+    captions = [_find_caption(name.rpartition(".")[0], extension, here) for name in images]
+    lower: Counter[str] = Counter()
+    for (dot, ending), count in endings.items():
+        lower[dot + ending.lower()] += count
+    text_files = {e: lower[e] for e in CAPTION_EXTENSIONS if lower[e] and e != extension}
     return ClassFolder(path, 1, "", images, captions, text_files)
 
 
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"cannot read the folder {path}: {error.strerror or error}", key="train_data_dir")
+
+
 def _find_caption(stem: str, extension: str, here: set[str]) -> str | None:
-    if not extension:
-        return None
-    return next((name for name in caption_candidates(stem, extension) if name in here), None)
+    usual = stem + extension
+    if usual in here:
+        return usual
+    return next((name for name in caption_candidates(stem, extension) if name in here), None) if here else None
 
 
-def scan_class_folders(root: Path | str, caption_extension: str = ".caption") -> list[ClassFolder]:
+def _has_pictures(path: Path) -> bool:
+    """Whether any picture lies directly in a folder; looks no further than the first one."""
+    try:
+        with os.scandir(path) as entries:
+            return any(
+                os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS
+                for entry in entries
+                if not entry.name.startswith(".") and entry.is_file()
+            )
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def scan_class_folders(
+    root: Path | str, caption_extension: str = ".caption", *, contents: bool = True
+) -> list[ClassFolder]:
     """All class folders directly under `root`, sorted by name; a root without any is itself one flat folder.
+
+    Without `contents` only the folders' names are read: pictures and captions stay empty lists.
 
     Raises DataError where the root is missing or cannot be read.
     """
@@ -98,16 +124,19 @@ def scan_class_folders(root: Path | str, caption_extension: str = ".caption") ->
         with os.scandir(root) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
-        raise DataError(f"cannot read the folder {root}: {error.strerror or error}", key="train_data_dir") from error
+        raise _unreadable(root, error) from error
     folders = []
     for name in names:
         parsed = parse_class_folder(name)
         if parsed is not None:
-            folder = list_folder(root / name, caption_extension)
+            place = root / name
+            folder = list_folder(place, caption_extension) if contents else ClassFolder(place, 1, "")
             folder.repeats, folder.class_tokens = parsed
             folders.append(folder)
     if folders:
         return folders
+    if not contents:
+        return [ClassFolder(root, 1, "", flat=True)] if _has_pictures(root) else []
     flat = list_folder(root, caption_extension)
     flat.flat = True
     return [flat] if flat.images else []

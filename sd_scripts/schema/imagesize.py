@@ -7,11 +7,13 @@ image library.
 import os
 import struct
 from dataclasses import dataclass
-from typing import BinaryIO
+
+from sd_scripts.schema.filework import READ_FLAGS
 
 _ORIENTATION_TAG = 0x0112
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _MAX_EXIF = 1 << 18
+_FIRST = 4096  # bytes read at once: enough for most headers, and no more than one page of memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +30,40 @@ class ImageHeader:
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
+class _Bytes:
+    """Parts of an open file by position; the first ones are there already."""
+
+    __slots__ = ("_handle", "start")
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self.start = os.read(handle, _FIRST)
+
+    def at(self, position: int, count: int) -> bytes:
+        if position + count <= len(self.start):
+            return self.start[position : position + count]
+        os.lseek(self._handle, position, os.SEEK_SET)
+        return os.read(self._handle, count)
+
+
 def read_header(path: str | os.PathLike[str]) -> ImageHeader | None:
     """Header of a picture file, None where it is of another format or damaged; OSError if it cannot be opened."""
-    with open(path, "rb") as file:
-        start = file.read(32)
-        try:
-            if start[:8] == b"\x89PNG\r\n\x1a\n":
-                return _png(file, start)
-            if start[:2] == b"\xff\xd8":
-                return _jpeg(file)
-            if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-                return _webp(file, start)
-            if start[:2] == b"BM":
-                return _bmp(start)
-        except (struct.error, IndexError, ValueError):
-            return None
+    handle = os.open(path, READ_FLAGS)
+    try:
+        file = _Bytes(handle)
+        start = file.start[:32]
+        if start[:8] == b"\x89PNG\r\n\x1a\n":
+            return _png(file, start)
+        if start[:2] == b"\xff\xd8":
+            return _jpeg(file)
+        if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+            return _webp(file, start)
+        if start[:2] == b"BM":
+            return _bmp(start)
+    except (struct.error, IndexError, ValueError):
+        return None
+    finally:
+        os.close(handle)
     return None
 
 
@@ -50,24 +71,22 @@ def _checked(width: int, height: int, orientation: int = 1) -> ImageHeader | Non
     return ImageHeader(width, height, orientation) if width > 0 and height > 0 else None
 
 
-def _png(file: BinaryIO, start: bytes) -> ImageHeader | None:
+def _png(file: _Bytes, start: bytes) -> ImageHeader | None:
     width, height = struct.unpack(">II", start[16:24])
     orientation, position = 1, 33
     while True:
-        file.seek(position)
-        length, kind = struct.unpack(">I4s", file.read(8))
+        length, kind = struct.unpack(">I4s", file.at(position, 8))
         if kind in (b"IDAT", b"IEND"):
             return _checked(width, height, orientation)
         if kind == b"eXIf" and length < _MAX_EXIF:
-            orientation = _orientation(file.read(length))
+            orientation = _orientation(file.at(position + 8, length))
         position += 12 + length
 
 
-def _jpeg(file: BinaryIO) -> ImageHeader | None:
+def _jpeg(file: _Bytes) -> ImageHeader | None:
     orientation, position = 1, 2
     while True:
-        file.seek(position)
-        head = file.read(4)
+        head = file.at(position, 4)
         if head[0] != 0xFF:
             return None
         marker = head[1]
@@ -76,18 +95,18 @@ def _jpeg(file: BinaryIO) -> ImageHeader | None:
             continue
         length = struct.unpack(">H", head[2:4])[0]
         if marker in _JPEG_SIZES:
-            height, width = struct.unpack(">xHH", file.read(5))
+            height, width = struct.unpack(">xHH", file.at(position + 4, 5))
             return _checked(width, height, orientation)
         if marker in (0xD9, 0xDA) or length < 2:
             return None
         if marker == 0xE1:
-            content = file.read(length - 2)
+            content = file.at(position + 4, length - 2)
             if content[:6] == b"Exif\0\0" and orientation == 1:
                 orientation = _orientation(content[6:])
         position += 2 + length
 
 
-def _webp(file: BinaryIO, start: bytes) -> ImageHeader | None:
+def _webp(file: _Bytes, start: bytes) -> ImageHeader | None:
     kind = start[12:16]
     if kind == b"VP8 ":
         width, height = struct.unpack("<HH", start[26:30])
@@ -102,16 +121,15 @@ def _webp(file: BinaryIO, start: bytes) -> ImageHeader | None:
     return _checked(width, height, _webp_orientation(file) if start[20] & 0x08 else 1)
 
 
-def _webp_orientation(file: BinaryIO) -> int:
+def _webp_orientation(file: _Bytes) -> int:
     position = 12
     while True:
-        file.seek(position)
-        head = file.read(8)
+        head = file.at(position, 8)
         if len(head) < 8:
             return 1
         kind, length = struct.unpack("<4sI", head)
         if kind == b"EXIF" and length < _MAX_EXIF:
-            content = file.read(length)
+            content = file.at(position + 8, length)
             return _orientation(content[6:] if content[:6] == b"Exif\0\0" else content)
         position += 8 + length + length % 2
 

@@ -1,0 +1,222 @@
+"""Options of the scripts that work on pictures and model files.
+
+Rules of these sections, beyond those of the trainers: an option with `flag=False` is a positional argument, in order
+of the class; one without a default whose type allows no None must be given; aliases are further spellings of a flag.
+"""
+
+from .option import option, section
+
+OVERWRITE = "Write over files that are there already. Without it nothing is written if one is in the way."
+
+
+@section("Resize images to resolution")
+class ResizeImagesOptions:
+    """Make smaller copies of a folder of pictures, one for each size asked for; smaller pictures keep their size."""
+
+    src_img_folder: str = option(None, "Folder with the pictures.", kind="folder", flag=False)
+    dst_img_folder: str = option(None, "Folder for the copies; it is made if missing.", kind="folder", flag=False)
+    max_resolution: str = option(
+        "512x512,384x384,256x256,128x128",
+        "Sizes as width x height, separated by commas. A copy has at most as many pixels as its size.",
+    )
+    divisible_by: int = option(1, "Cut both sides to a multiple of this many pixels.", minimum=1, unit="pixels")
+    interpolation: str = option(
+        "area",
+        "How pictures are made smaller: area averages, the others are sharper.",
+        choices=("area", "cubic", "lanczos4"),
+    )
+    save_as_png: bool = option(False, "Save without loss as PNG, with transparency, instead of JPEG.")
+    copy_associated_files: bool = option(
+        False, "Copy files of the same name with another ending, such as captions, to every copy."
+    )
+    overwrite: bool = option(False, OVERWRITE)
+
+
+@section("Canny")
+class CannyOptions:
+    """Draw the edges of a picture, as control picture for ControlNet. With a folder, of every picture in it."""
+
+    input: str | None = option(None, "Picture, or folder of pictures.", kind="file")
+    output: str | None = option(None, "File for the edges, or folder if the input is one.", kind="file")
+    thres1: int = option(32, "Contrast from which an edge is followed on.", minimum=0)
+    thres2: int = option(224, "Contrast from which an edge begins.", minimum=0)
+    overwrite: bool = option(False, OVERWRITE)
+
+
+@section("Detect face and rotate")
+class DetectFaceOptions:
+    """Find faces, write the pictures with the face's place in the name, and maybe turn, crop and resize them."""
+
+    src_dir: str | None = option(None, "Folder with the pictures.", kind="folder")
+    dst_dir: str | None = option(None, "Folder for the results; it is made if missing.", kind="folder")
+    rotate: bool = option(False, "Turn the picture so that the face is upright.")
+    resize_fit: bool = option(False, "Shrink or enlarge a crop until its shorter side fits crop_size, then cut.")
+    resize_face_size: int | None = option(
+        None, "Resize the picture so that the face is this wide, before cropping.", minimum=1, unit="pixels"
+    )
+    crop_size: str | None = option(None, "Cut to this size around the face, as width,height in pixels.")
+    crop_ratio: str | None = option(None, "Cut to this many times the face, as width,height.")
+    min_size: int | None = option(None, "Leave out faces smaller than this.", minimum=1, unit="pixels")
+    max_size: int | None = option(None, "Leave out faces larger than this.", minimum=1, unit="pixels")
+    multiple_faces: bool = option(False, "Write one picture for every face instead of the largest only.")
+    debug: bool = option(False, "Draw the frame of the face into the picture.")
+    overwrite: bool = option(False, OVERWRITE)
+
+
+@section("Convert images to JPEG")
+class ToJpegOptions:
+    """Save the pictures of one kind in a folder as JPEG of high quality, beside the originals."""
+
+    directory: str = option(None, "Folder with the pictures.", kind="folder", flag=False)
+    in_ext: str = option("webp", "Ending of the pictures to convert.")
+    quality: int = option(95, "JPEG quality; more makes larger files.", minimum=1, maximum=100)
+    delete_originals: bool = option(False, "Delete a picture after its copy is complete.")
+    overwrite: bool = option(False, OVERWRITE)
+
+
+@section("Convert images to WebP")
+class ToWebpOptions:
+    """Save the pictures of one kind in a folder as WebP without loss, beside the originals."""
+
+    directory: str = option(None, "Folder with the pictures.", kind="folder", flag=False)
+    in_ext: str = option("webp", "Ending of the pictures to convert, such as png.")
+    delete_originals: bool = option(False, "Delete a picture after its copy is complete.")
+    overwrite: bool = option(False, OVERWRITE)
+
+
+@section("Group images")
+class GroupImagesOptions:
+    """Sort pictures by shape into groups of equal size and crop every group to one shape, so that batches are full."""
+
+    input_folder: str = option(None, "Folder with the pictures.", kind="folder", flag=False)
+    output_folder: str = option(None, "Folder for the groups; it is made if missing.", kind="folder", flag=False)
+    group_size: int = option(None, "Pictures in a group; the last group may be smaller.", minimum=1, flag=False)
+    include_subfolders: bool = option(False, "Take the pictures of all folders below, too.")
+    do_not_copy_other_files: bool = option(
+        False, "Leave out files of the same name with another ending, such as captions.", aliases=("no_copy",)
+    )
+    pad: bool = option(False, "Fill up with black to the shape of the group instead of cropping.")
+    caption: bool = option(False, "Write a caption for every picture: the words of its folder's name.")
+    caption_ext: str = option(".txt", "Ending of these captions.")
+    overwrite: bool = option(False, OVERWRITE)
+
+
+@section("Recommended group size")
+class GroupSizeOptions:
+    """Say which group size, of a range, crops the least (or pads the least) when pictures are grouped by shape."""
+
+    input_folder: str = option(None, "Folder with the pictures.", kind="folder", flag=False)
+    min_group: int = option(None, "Smallest group size to try.", minimum=1, flag=False)
+    max_group: int = option(None, "Largest group size to try.", minimum=1, flag=False)
+    include_subfolders: bool = option(False, "Take the pictures of all folders below, too.")
+    pad: bool = option(False, "Count what is filled up instead of what is cut off.")
+
+
+@section("Crop images to buckets")
+class CropBucketsOptions:
+    """Sort pictures by shape into buckets of so many and crop every bucket to its mean shape."""
+
+    input_dir: str = option(None, "Folder with the pictures.", kind="folder", flag=False)
+    output_dir: str = option(None, "Folder for the crops; it is made if missing.", kind="folder", flag=False)
+    batch_size: int = option(None, "Pictures in a bucket; the last bucket may be smaller.", minimum=1, flag=False)
+    use_original_name: bool = option(False, "Keep the names instead of numbering by bucket.")
+    overwrite: bool = option(False, OVERWRITE)
+
+
+@section("Rename depth masks")
+class RenameDepthMaskOptions:
+    """Rename depth pictures `name-0000.png` of a video program to `name.mask`."""
+
+    folder: str = option(None, "Folder with the files.", kind="folder", flag=False)
+    overwrite: bool = option(False, OVERWRITE)
+
+
+@section("Prepare presets")
+class PreparePresetsOptions:
+    """Take everything personal (folders, names, keys) out of saved settings, so that they can be shared as presets."""
+
+    json_files: list[str] = option(
+        None, "Settings files; * and ? stand for any letters.", kind="file", nargs="+", flag=False
+    )
+
+
+@section("Show metadata")
+class ShowMetadataOptions:
+    """Print what is noted in the header of a .safetensors file."""
+
+    model: str = option(None, "The .safetensors file.", kind="file")
+
+
+@section("Latent upscaler")
+class LatentUpscalerOptions:
+    """Double the size of pictures by a network that works on their latents."""
+
+    vae_path: str | None = option(None, "VAE for encoding and decoding: a file, folder or hub name.", kind="model")
+    weights: str | None = option(None, "The network, as a TorchScript file.", kind="file")
+    image_pattern: str | None = option(None, "Pictures; * and ? stand for any letters.")
+    output_dir: str = option(".", "Folder for the large pictures; it is made if missing.", kind="folder")
+    batch_size: int = option(4, "Latents in one pass of the network.", minimum=1)
+    vae_batch_size: int = option(1, "Pictures in one pass of the VAE.", minimum=1)
+    debug: bool = option(False, "Save the picture enlarged by interpolation, too, to compare.")
+    overwrite: bool = option(False, OVERWRITE)
+
+
+@section("Convert models")
+class ConvertModelOptions:
+    """Convert a Stable Diffusion model between one file in the original layout and a diffusers folder."""
+
+    v1: bool = option(False, "The model is Stable Diffusion 1.x. Seen in the file itself; a contradiction is reported.")
+    v2: bool = option(False, "The model is Stable Diffusion 2.x. Seen in the file itself; a contradiction is reported.")
+    unet_use_linear_projection: bool = option(
+        False, "Note in a diffusers folder of version 2 that the U-Net has linear projections. It always is noted."
+    )
+    fp16: bool = option(False, "Save in 16-bit floats, as --save_precision_as fp16.")
+    bf16: bool = option(False, "Save in bfloat16, as --save_precision_as bf16.")
+    float: bool = option(False, "Save in 32-bit floats, as --save_precision_as float.")
+    save_precision_as: str = option(
+        "no", "Number format of the saved weights; as they are if not given.", choices=("fp16", "bf16", "float")
+    )
+    epoch: int = option(0, "Epoch to note in a .ckpt file.", minimum=0)
+    global_step: int = option(0, "Step to note in a .ckpt file.", minimum=0)
+    metadata: str | None = option(None, 'Notes for a .safetensors file, as an object: {"key": "value"}.')
+    variant: str | None = option(None, "Which weights of a folder or hub model to read, such as fp16.")
+    reference_model: str | None = option(
+        None, "Folder or hub name whose scheduler and tokenizer go into a diffusers folder instead of the usual ones."
+    )
+    use_safetensors: bool = option(False, "Save a diffusers folder as .safetensors instead of .bin.")
+    model_to_load: str = option(None, "File, diffusers folder or hub name.", kind="model", flag=False)
+    model_to_save: str = option(
+        None, "What to write: a .safetensors or .ckpt file, or without an ending a diffusers folder.", flag=False
+    )
+    overwrite: bool = option(False, OVERWRITE)
+
+
+@section("Merge models")
+class MergeModelsOptions:
+    """Mix models of one kind into one: the weighted sum of their weights."""
+
+    models: list[str] | None = option(None, "The model files.", kind="file", nargs="+")
+    output: str | None = option(None, "File to write: .safetensors or .ckpt.", kind="file")
+    ratios: list[float] | None = option(None, "Weight of each model; equal shares if not given.", nargs="+")
+    unet_only: bool = option(False, "Mix the U-Nets only; the rest is that of the first model.")
+    device: str = option("cpu", "Where to compute, such as cpu or cuda.")
+    precision: str = option("float", "Number format to compute in.", choices=("float", "fp16", "bf16"))
+    saving_precision: str = option("float", "Number format of the saved weights.", choices=("float", "fp16", "bf16"))
+    show_skipped: bool = option(False, "Name the weights that not every model has, or that are left out.")
+    overwrite: bool = option(False, OVERWRITE)
+
+
+@section("Cache latents")
+class CacheLatentsOptions:
+    """Encode all pictures of a training and keep the latents in files beside them."""
+
+    sdxl: bool = option(False, "The model is Stable Diffusion XL.")
+    skip_existing: bool = option(False, "Take files that are there as they are, without looking into them.")
+
+
+@section("Cache text encoder outputs")
+class CacheTextOptions:
+    """Encode all captions of an SDXL training and keep the text encoders' outputs in files beside the pictures."""
+
+    sdxl: bool = option(False, "The model is Stable Diffusion XL; other models have no such cache.")
+    skip_existing: bool = option(False, "Take files that are there as they are, without looking into them.")

@@ -4,13 +4,30 @@ Either class folders (`train_data_dir`, `reg_data_dir`), a metadata file (`in_js
 (`dataset_config`, see config_file.py) say where the pictures are.
 """
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from sd_scripts.data.config_file import DatasetTables, read_dataset_config
+from sd_scripts.data.config_checks import (
+    advise,
+    check_bucketing,
+    check_folders,
+    check_latents_cacheable,
+    located,
+    without_useless,
+)
+from sd_scripts.data.config_file import DatasetTables, Rules, read_dataset_config
+from sd_scripts.data.spec import (
+    ALL_KINDS,
+    Blueprint,
+    DatasetSpec,
+    Kind,
+    PluginSpec,
+    SubsetSpec,
+    supported_kinds,
+    supports_caption_dropout,
+)
+from sd_scripts.data.text_cache import check_text_cacheable
 from sd_scripts.schema.buckets import Bucketing
 from sd_scripts.schema.captions import CaptionRules
 from sd_scripts.schema.dataset import CaptionOptions, DatasetOptions
@@ -19,103 +36,9 @@ from sd_scripts.schema.folders import ClassFolder, ignored_entries, normalise_ex
 from sd_scripts.schema.validation import ValidationOptions
 from sd_scripts.schema.values import parse_face_crop_range, parse_resolution
 
-Kind = Literal["dreambooth", "finetune", "controlnet"]
+__all__ = ["Blueprint", "DatasetSpec", "Kind", "PluginSpec", "SubsetSpec", "build_blueprint"]
+
 RULE_NAMES = tuple(CaptionRules.__dataclass_fields__)
-
-
-@dataclass(frozen=True)
-class SubsetSpec:
-    """One folder or metadata file of pictures that are treated alike.
-
-    kind: where captions come from; conditioning_data_dir: one more picture for each, a loss mask or a control picture;
-    face_crop_aug_range: least and most size of the crop in faces. The other names are those of the options.
-    """
-
-    kind: Kind
-    image_dir: Path | None
-    num_repeats: int
-    captions: CaptionRules
-    caption_extension: str = ".caption"
-    class_tokens: str | None = None
-    is_reg: bool = False
-    metadata_file: Path | None = None
-    conditioning_data_dir: Path | None = None
-    conditioning_must_match: bool = False
-    flip_aug: bool = False
-    color_aug: bool = False
-    random_crop: bool = False
-    face_crop_aug_range: tuple[float, float] | None = None
-    alpha_mask: bool = False
-    cache_info: bool = False
-    resize_interpolation: str | None = None
-    custom_attributes: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def identity(self) -> tuple[str, str]:
-        """What makes two subsets the same."""
-        if self.kind == "finetune":
-            return str(self.metadata_file), ""
-        return str(self.image_dir), str(self.conditioning_data_dir or "")
-
-    @property
-    def name(self) -> str:
-        """Last part of the folder or metadata file, for tables and metadata."""
-        path = self.metadata_file if self.kind == "finetune" else self.image_dir
-        return os.path.basename(os.path.normpath(path)) if path is not None else ""
-
-    @property
-    def cacheable(self) -> bool:
-        """Whether a picture looks the same at every use, so that it needs to be encoded only once."""
-        return not (self.color_aug or self.random_crop)
-
-
-@dataclass(frozen=True)
-class DatasetSpec:
-    """Subsets that share batches, and how these are made. resolution is None only with a metadata file that has it."""
-
-    subsets: tuple[SubsetSpec, ...]
-    batch_size: int
-    bucketing: Bucketing | None
-    network_multiplier: float = 1.0
-    prior_loss_weight: float = 1.0
-    validation_split: float = 0.0
-    validation_seed: int | None = None
-
-    @property
-    def kind(self) -> Kind:
-        """Kind of all its subsets."""
-        return self.subsets[0].kind
-
-
-@dataclass(frozen=True)
-class PluginSpec:
-    """A data set class of somebody else: dotted path, values for its constructor, whether it may be imported."""
-
-    name: str
-    arguments: Mapping[str, Any]
-    allowed: bool
-
-
-@dataclass(frozen=True)
-class Blueprint:
-    """All data sets of a run. source: the file or folder it was made from; masks: whether conditioning pictures are
-    loss masks (else control pictures); warnings: sentences to show before training; plugin: a class that supplies
-    the batches instead of data sets.
-    """
-
-    datasets: tuple[DatasetSpec, ...]
-    source: str
-    masks: bool = True
-    cache_latents: bool = False
-    cache_to_disk: bool = False
-    skip_cache_check: bool = False
-    warnings: tuple[str, ...] = ()
-    plugin: PluginSpec | None = None
-
-    @property
-    def from_file(self) -> bool:
-        """Whether a description file was given (metadata then lists the data sets)."""
-        return Path(self.source).suffix.lower() in (".toml", ".json") and Path(self.source).is_file()
 
 
 def build_blueprint(
@@ -124,52 +47,111 @@ def build_blueprint(
     validation: ValidationOptions,
     *,
     control_images: bool = False,
+    requires_control: bool = False,
     allow_plugins: bool = False,
+    command: str | None = None,
+    bucket_step_multiple: int = 8,
+    cache_text: bool = False,
 ) -> Blueprint:
     """Blueprint from the options.
 
     Args:
         control_images: conditioning pictures steer the model (ControlNet) instead of masking the loss.
+        requires_control: every picture must have a control picture.
         allow_plugins: `dataset_class` may be imported.
+        command: name of the trainer, which decides which kinds of data set are allowed; None allows all.
+        bucket_step_multiple: what sides of buckets must be multiples of, in pixels (32 for SDXL).
+        cache_text: outputs of the text encoders will be cached, so captions must not change.
 
     Raises:
         UserError: no pictures named, an option out of range, a key that is unknown in the description file.
     """
     if dataset.dataset_class:
         return _plugin(dataset, allow_plugins)
+    kinds = ALL_KINDS if command is None else supported_kinds(command, masks=not control_images)
+    rules = Rules(
+        ("controlnet",) if requires_control else kinds,
+        command is None or supports_caption_dropout(command),
+        masks=not control_images,
+    )
     fallback = _option_values(dataset, captions, validation)
     warnings: list[str] = []
     if dataset.dataset_config:
         path = Path(dataset.dataset_config)
-        tables = read_dataset_config(path)
+        tables, warnings = read_dataset_config(path, rules)
         if dataset.train_data_dir or dataset.reg_data_dir or dataset.in_json:
             warnings.append(f"{path.name} describes the data; train_data_dir, reg_data_dir and in_json are not used")
-        specs = [_dataset_from_tables(t, fallback, dataset.prior_loss_weight) for t in tables]
         source = str(path)
+    elif rules.kinds == ("controlnet",):
+        tables, source = [_control_tables(dataset)], str(dataset.train_data_dir)
     elif dataset.in_json:
-        subset = {"metadata_file": dataset.in_json, "image_dir": dataset.train_data_dir}
-        table = DatasetTables("finetune", (subset,), {}, {}, dataset.in_json)
-        specs = [_dataset_from_tables(table, fallback, dataset.prior_loss_weight)]
-        source = dataset.in_json
+        tables, source = [_metadata_tables(dataset, rules)], dataset.in_json
     else:
-        specs = [_dataset_from_folders(dataset, fallback, warnings)]
-        source = str(dataset.train_data_dir)
-    specs = [spec for spec in (_without_useless(spec, warnings) for spec in specs) if spec.subsets]
+        tables, source = [], str(dataset.train_data_dir)
+    prior = dataset.prior_loss_weight
+    specs = [_dataset_from_tables(each, fallback, prior, bucket_step_multiple) for each in tables]
+    if not tables:
+        specs = [_dataset_from_folders(dataset, fallback, rules, bucket_step_multiple, warnings)]
+    specs = [spec for spec in (without_useless(spec, warnings) for spec in specs) if spec.subsets]
     if not specs:
         raise DataError(f"{source} names no pictures to train with", key="train_data_dir")
-    _check_caching(dataset, specs)
-    for spec in specs:
-        _advise(spec, dataset.cache_latents or dataset.cache_latents_to_disk, warnings)
+    return _finished(dataset, specs, source, not control_images, cache_text, warnings)
+
+
+def _finished(
+    dataset: DatasetOptions,
+    specs: list[DatasetSpec],
+    source: str,
+    masks: bool,
+    cache_text: bool,
+    warnings: list[str],
+) -> Blueprint:
+    """The blueprint once everything in it is checked."""
     on_disk = dataset.cache_latents_to_disk
-    return Blueprint(
-        tuple(specs),
-        source,
-        not control_images,
-        dataset.cache_latents or on_disk,
-        on_disk,
-        dataset.skip_cache_check,
-        tuple(warnings),
-    )
+    cached = dataset.cache_latents or on_disk
+    if cached:
+        check_latents_cacheable(specs)
+    if cache_text:
+        check_text_cacheable(subset for spec in specs for subset in spec.subsets)
+    for spec in specs:
+        check_folders(spec)
+        advise(spec, cached, warnings)
+    return Blueprint(tuple(specs), source, masks, cached, on_disk, dataset.skip_cache_check, tuple(warnings))
+
+
+def _metadata_tables(dataset: DatasetOptions, rules: Rules) -> DatasetTables:
+    """The one data set of a metadata file, as a description file would name it."""
+    if "finetune" not in rules.kinds:
+        raise UserError("this command does not train from a metadata file.", "in_json", "Use train_data_dir alone.")
+    subset = {"metadata_file": dataset.in_json, "image_dir": dataset.train_data_dir}
+    return DatasetTables("finetune", (subset,), {}, {}, "")
+
+
+def _control_tables(dataset: DatasetOptions) -> DatasetTables:
+    """The one data set of a folder of pictures and a folder of their control pictures; both are flat."""
+    for key, given in (("in_json", dataset.in_json), ("reg_data_dir", dataset.reg_data_dir)):
+        if given:
+            raise UserError(
+                f"{key} does not go with control pictures.", key, "Use train_data_dir and conditioning_data_dir."
+            )
+    for key, folder in (
+        ("train_data_dir", dataset.train_data_dir),
+        ("conditioning_data_dir", dataset.conditioning_data_dir),
+    ):
+        if not folder:
+            raise UserError(
+                f"{key} is not given: this command needs a folder of pictures and one of control pictures.",
+                key,
+                "Set train_data_dir and conditioning_data_dir, or dataset_config.",
+            )
+        if not Path(folder).is_dir():
+            raise DataError(f"{key} {folder} is no folder.", key)
+    subset = {
+        "image_dir": dataset.train_data_dir,
+        "conditioning_data_dir": dataset.conditioning_data_dir,
+        "num_repeats": 1,
+    }
+    return DatasetTables("controlnet", (subset,), {}, {}, "")
 
 
 def _plugin(dataset: DatasetOptions, allowed: bool) -> Blueprint:
@@ -214,19 +196,27 @@ class _Values:
         return Path(value) if value else None
 
 
-def _dataset_from_tables(tables: DatasetTables, fallback: Mapping[str, Any], prior: float) -> DatasetSpec:
+def _dataset_from_tables(
+    tables: DatasetTables, fallback: Mapping[str, Any], prior: float, multiple: int
+) -> DatasetSpec:
     # folders are only ever named by a subset itself, not by the command line
     below = {key: value for key, value in fallback.items() if key != "conditioning_data_dir"}
     subsets = [
         _subset(
-            tables.kind, _Values(table, tables.dataset, tables.general, below), must_match=tables.kind == "controlnet"
+            tables.kind,
+            _Values(table, tables.dataset, tables.general, below),
+            must_match=tables.kind == "controlnet",
+            place=tables.place_of(number),
         )
-        for table in tables.subsets
+        for number, table in enumerate(tables.subsets)
     ]
-    return _dataset(subsets, _Values(tables.dataset, tables.general, below), prior)
+    try:
+        return _dataset(subsets, _Values(tables.dataset, tables.general, below), prior, multiple)
+    except UserError as error:
+        raise located(error, tables) from error
 
 
-def _subset(kind: Kind, values: _Values, *, must_match: bool = False) -> SubsetSpec:
+def _subset(kind: Kind, values: _Values, *, must_match: bool = False, place: str = "") -> SubsetSpec:
     face = values.get("face_crop_aug_range")
     return SubsetSpec(
         kind=kind,
@@ -247,10 +237,11 @@ def _subset(kind: Kind, values: _Values, *, must_match: bool = False) -> SubsetS
         cache_info=values.get("cache_info", False),
         resize_interpolation=values.get("resize_interpolation"),
         custom_attributes=values.get("custom_attributes", {}),
+        place=place,
     )
 
 
-def _dataset(subsets: Sequence[SubsetSpec], values: _Values, prior_loss_weight: float) -> DatasetSpec:
+def _dataset(subsets: Sequence[SubsetSpec], values: _Values, prior_loss_weight: float, multiple: int) -> DatasetSpec:
     resolution = values.get("resolution")
     bucketing = None
     if resolution is not None:
@@ -262,7 +253,7 @@ def _dataset(subsets: Sequence[SubsetSpec], values: _Values, prior_loss_weight: 
             values.get("bucket_reso_steps", 64),
             values.get("bucket_no_upscale", False),
         )
-        _check_bucketing(bucketing)
+        check_bucketing(bucketing, multiple)
     elif not subsets or subsets[0].kind != "finetune":
         raise UserError(
             "resolution is not given; it is the size to train at.",
@@ -286,53 +277,38 @@ def _dataset(subsets: Sequence[SubsetSpec], values: _Values, prior_loss_weight: 
     )
 
 
-def _check_bucketing(rule: Bucketing) -> None:
-    if rule.step < 8 or rule.step % 8:
+def _dataset_from_folders(
+    dataset: DatasetOptions, fallback: Mapping[str, Any], rules: Rules, multiple: int, warnings: list[str]
+) -> DatasetSpec:
+    if "dreambooth" not in rules.kinds:
         raise UserError(
-            f"bucket_reso_steps is {rule.step}, but must be a multiple of 8, the pixels of one latent cell.",
-            key="bucket_reso_steps",
+            "no pictures are given: this command needs a metadata file, or a description file of data sets.",
+            "in_json",
+            "Set in_json or dataset_config.",
         )
-    if not rule.enabled and (rule.resolution[0] % 8 or rule.resolution[1] % 8):
-        width, height = rule.resolution
-        raise UserError(f"resolution is {width}x{height}, but both sides must be multiples of 8.", key="resolution")
-    if not rule.enabled or rule.no_upscale:
-        return
-    low, high = rule.rounded_range()
-    if min(rule.resolution) < low:
-        raise UserError(
-            f"min_bucket_reso is {rule.minimum}, larger than the resolution's side of {min(rule.resolution)}.",
-            key="min_bucket_reso",
-            hint="Lower min_bucket_reso or raise the resolution.",
-        )
-    if max(rule.resolution) > high:
-        raise UserError(
-            f"max_bucket_reso is {rule.maximum}, smaller than the resolution's side of {max(rule.resolution)}.",
-            key="max_bucket_reso",
-            hint="Raise max_bucket_reso or lower the resolution.",
-        )
-
-
-def _dataset_from_folders(dataset: DatasetOptions, fallback: Mapping[str, Any], warnings: list[str]) -> DatasetSpec:
     if not dataset.train_data_dir:
         raise UserError("no pictures are given: set train_data_dir, dataset_config or in_json.", key="train_data_dir")
+    if dataset.conditioning_data_dir and "controlnet" not in rules.kinds:
+        warnings.append("conditioning_data_dir has no effect without masked_loss")
+        fallback = {**fallback, "conditioning_data_dir": None}
     subsets = _folder_subsets(Path(dataset.train_data_dir), fallback, False, warnings)
     if dataset.reg_data_dir:
         subsets += _folder_subsets(Path(dataset.reg_data_dir), fallback, True, warnings)
-    return _dataset(subsets, _Values(fallback), dataset.prior_loss_weight)
+    return _dataset(subsets, _Values(fallback), dataset.prior_loss_weight, multiple)
 
 
 def _folder_subsets(root: Path, fallback: Mapping[str, Any], is_reg: bool, warnings: list[str]) -> list[SubsetSpec]:
     key = "reg_data_dir" if is_reg else "train_data_dir"
-    folders = scan_class_folders(root, fallback["caption_extension"])
-    passed_over = ignored_entries(root)
+    folders = scan_class_folders(root, contents=False)
+    passed_over = [] if folders and folders[0].flat else ignored_entries(root)
     if not folders:
         found = f"; found {', '.join(passed_over[:5])}" if passed_over else "; it is empty"
         raise DataError(
-            f"{key} {root} holds neither pictures nor folders named <repeats>_<class words>{found}",
+            f"{key} {root} holds neither pictures nor folders named <repeats>_<class words>{found}.",
             key=key,
             hint="Name a folder for instance 10_sks dog.",
         )
-    if not folders[0].flat and passed_over:
+    if passed_over:
         warnings.append(f"{root}: passed over {', '.join(passed_over[:8])}: not named <repeats>_<class words>")
     return [
         _subset("dreambooth", _Values(_folder_values(folder, is_reg, fallback), fallback), must_match=False)
@@ -352,46 +328,3 @@ def _folder_values(folder: ClassFolder, is_reg: bool, fallback: Mapping[str, Any
         # regularisation pictures have no masks: an empty text keeps the command line's folder away
         "conditioning_data_dir": "" if is_reg else masks,
     }
-
-
-def _without_useless(spec: DatasetSpec, warnings: list[str]) -> DatasetSpec:
-    """Without subsets that repeat fewer than once or name the same pictures again."""
-    kept: dict[tuple[str, str], SubsetSpec] = {}
-    for subset in spec.subsets:
-        if subset.num_repeats < 1:
-            warnings.append(f"{subset.name}: left out, its repeats are {subset.num_repeats}")
-        elif subset.identity in kept:
-            warnings.append(f"{subset.name}: named twice in one data set; the second time is left out")
-        else:
-            kept[subset.identity] = subset
-    return DatasetSpec(
-        tuple(kept.values()),
-        spec.batch_size,
-        spec.bucketing,
-        spec.network_multiplier,
-        spec.prior_loss_weight,
-        spec.validation_split,
-        spec.validation_seed,
-    )
-
-
-def _check_caching(dataset: DatasetOptions, specs: Sequence[DatasetSpec]) -> None:
-    if not (dataset.cache_latents or dataset.cache_latents_to_disk):
-        return
-    for subset in (s for spec in specs for s in spec.subsets):
-        if not subset.cacheable:
-            what = "color_aug" if subset.color_aug else "random_crop"
-            raise UserError(
-                f"cache_latents and {what} exclude each other: a cached picture always looks the same.",
-                key=what,
-                hint=f"Switch one of them off ({subset.name}).",
-            )
-
-
-def _advise(spec: DatasetSpec, cached: bool, warnings: list[str]) -> None:
-    for subset in spec.subsets:
-        if subset.face_crop_aug_range and (cached or (spec.bucketing and spec.bucketing.enabled)):
-            what = "cached latents" if cached else "enable_bucket"
-            warnings.append(f"{subset.name}: face_crop_aug_range has no effect with {what}")
-        if subset.is_reg and spec.validation_split:
-            warnings.append(f"{subset.name}: regularisation pictures are never set aside for validation")

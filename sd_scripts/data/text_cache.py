@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sd_scripts.data.config import SubsetSpec
 from sd_scripts.data.npz import DAMAGED, BackgroundWriter, Shapes, read_arrays, read_shapes, write_arrays
+from sd_scripts.data.spec import SubsetSpec
 from sd_scripts.schema.captions import Replacements, compose
 from sd_scripts.schema.errors import DataError, UserError
 
@@ -78,7 +78,7 @@ def check_text_cacheable(subsets: Iterable[SubsetSpec], replacements: Replacemen
             raise UserError(
                 f"{KEY} and {name} exclude each other: a cached caption is the same at every use.",
                 key=name,
-                hint=f"Switch one of them off ({subset.name}).",
+                hint=f"Switch one of them off ({subset.place or subset.name}).",
             )
     if any(not isinstance(new, str) for _, new in replacements):
         raise UserError(f"{KEY} does not go with captions that are drawn from templates.", key=KEY)

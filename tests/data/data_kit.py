@@ -33,12 +33,22 @@ DATASET_KEYS = set(DatasetOptions.__annotations__)
 CAPTION_KEYS = set(CaptionOptions.__annotations__)
 
 
-def blueprint(control_images: bool = False, allow_plugins: bool = False, **values: Any) -> Blueprint:
+HOW = (
+    "control_images",
+    "requires_control",
+    "allow_plugins",
+    "command",
+    "bucket_step_multiple",
+    "cache_text",
+)
+
+
+def blueprint(**values: Any) -> Blueprint:
     """A blueprint from options by name; small sizes and .txt captions unless said otherwise."""
+    how = {key: values.pop(key) for key in HOW if key in values}
     values = {"resolution": "64", "min_bucket_reso": 32, "caption_extension": ".txt"} | values
     values = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
     dataset = DatasetOptions(**{k: v for k, v in values.items() if k in DATASET_KEYS})
     captions = CaptionOptions(**{k: v for k, v in values.items() if k in CAPTION_KEYS})
     rest = {k: v for k, v in values.items() if k not in DATASET_KEYS | CAPTION_KEYS}
-    validation = ValidationOptions(**rest)
-    return build_blueprint(dataset, captions, validation, control_images=control_images, allow_plugins=allow_plugins)
+    return build_blueprint(dataset, captions, ValidationOptions(**rest), **how)

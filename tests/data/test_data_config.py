@@ -160,35 +160,168 @@ def test_json_and_byte_order_mark(folder: Folder, tmp_path: Path) -> None:
 
 
 SUBSET = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n"
+TWO = SUBSET + SUBSET
+META = "[[datasets]]\n[[datasets.subsets]]\nmetadata_file = 'm.json'\n"
+FIRST = "data.toml, datasets[0].subsets[0]: "
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "start", "words"),
     [
-        (SUBSET + "num_repeat = 2\n", ["data.toml", "number 1, subset 1", "'num_repeat'", "num_repeats"]),
-        ("[general]\nshufle_caption = true\n" + SUBSET, ["[general]", "shufle_caption", "shuffle_caption"]),
-        (SUBSET + "resolution = 512\n", ["'resolution' cannot stand here", "[[datasets]]"]),
-        ("resolution = 512\n" + SUBSET, ["top level", "belongs under"]),
-        ("[general]\nimage_dir = 'x'\n" + SUBSET, ["[general]", "image_dir", "[[datasets.subsets]]"]),
-        (SUBSET + "num_repeats = '2'\n", ["num_repeats is '2'", "whole number"]),
-        (SUBSET + "num_repeats = true\n", ["whole number"]),
-        (SUBSET + "flip_aug = 1\n", ["true or false"]),
-        (SUBSET + "face_crop_aug_range = [3, 2]\n", ["ascending"]),
-        ("[[datasets]]\nresolution = [1, 2, 3]\n[[datasets.subsets]]\nimage_dir = 'a'\n", ["resolution", "[512, 768]"]),
-        (SUBSET + "[[datasets.subsets]]\nmetadata_file = 'm.json'\n", ["mixes"]),
-        ("[[datasets]]\nresolution = 64\n", ["[[datasets.subsets]]"]),
-        ("[general]\n", ["[[datasets]]"]),
-        ("[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 1\n", ["image_dir is missing"]),
-        ("[[datasets]]\n[[datasets.subsets]]\nmetadata_file='m.json'\nis_reg = true\n", ["is_reg", "finetune"]),
-        ('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "C:\\pics"\n', ["not valid TOML", "single quotes"]),
+        (SUBSET + "num_repeat = 2\n", FIRST, ["'num_repeat'", "Did you mean num_repeats?"]),
+        (TWO + "flipaug = true\n", "data.toml, datasets[1].subsets[0]: ", ["'flipaug'", "flip_aug"]),
+        (SUBSET + "zzz = 1\n", FIRST, ["unknown key 'zzz'", "Allowed here: ", "caption_prefix, "]),
+        ("[general]\nshufle_caption = true\n" + SUBSET, "data.toml, general: ", ["shufle_caption", "shuffle_caption"]),
+        (SUBSET + "resolution = 512\n", FIRST, ["'resolution' cannot stand here", "[general] or [[datasets]]"]),
+        ("resolution = 512\n" + SUBSET, "data.toml, the top level: ", ["belongs under"]),
+        ("genral = 1\n" + SUBSET, "data.toml, the top level: ", ["Did you mean general?"]),
+        ("x = 1\n" + SUBSET, "data.toml, the top level: ", ["Allowed are general and datasets."]),
+        ("[general]\nimage_dir = 'x'\n" + SUBSET, "data.toml, general: ", ["image_dir", "[[datasets.subsets]]"]),
+        (SUBSET + "num_repeats = '2'\n", FIRST, ["num_repeats is '2'", "whole number"]),
+        (SUBSET + "num_repeats = 2.0\n", FIRST, ["num_repeats is 2.0", "whole number"]),
+        (SUBSET + "num_repeats = true\n", FIRST, ["whole number"]),
+        (SUBSET + "flip_aug = 1\n", FIRST, ["true or false"]),
+        (SUBSET + "caption_prefix = 7\n", FIRST, ["a text in quotes"]),
+        (SUBSET + "caption_dropout_rate = nan\n", FIRST, ["must be a number"]),
+        (SUBSET + "caption_dropout_rate = 1.5\n", FIRST, ["caption_dropout_rate is 1.5", "at most 1"]),
+        (SUBSET + "keep_tokens = -1\n", FIRST, ["keep_tokens is -1", "at least 0"]),
+        (SUBSET + "resize_interpolation = 'cubical'\n", FIRST, ["'cubical'", "bicubic, cubic"]),
+        (SUBSET + "custom_attributes = 3\n", FIRST, ["a table"]),
+        (SUBSET + "face_crop_aug_range = [3, 2]\n", FIRST, ["ascending"]),
+        (SUBSET + "face_crop_aug_range = 2.0\n", FIRST, ["ascending"]),
+        (SUBSET.replace("'a'", "3"), FIRST, ["image_dir is 3", "a text in quotes"]),
+        (SUBSET.replace("'a'", "''"), FIRST, ["image_dir is empty"]),
+        (
+            "[[datasets]]\nresolution = [1, 2, 3]\n[[datasets.subsets]]\nimage_dir = 'a'\n",
+            "data.toml, datasets[0]: ",
+            ["resolution is [1, 2, 3]", "[512, 768]"],
+        ),
+        (
+            "[[datasets]]\nresolution = 'big'\n[[datasets.subsets]]\nimage_dir = 'a'\n",
+            "data.toml, datasets[0]: ",
+            ["resolution is 'big'"],
+        ),
+        (
+            "[[datasets]]\nbatch_size = 0\n[[datasets.subsets]]\nimage_dir = 'a'\n",
+            "data.toml, datasets[0]: ",
+            ["batch_size is 0"],
+        ),
+        (
+            SUBSET + "[[datasets.subsets]]\nmetadata_file = 'm.json'\n",
+            "data.toml, datasets[0]: ",
+            ["mixes", "subsets[1] has it, subsets[0] has not"],
+        ),
+        (
+            SUBSET + "[[datasets.subsets]]\nimage_dir = 'b'\nconditioning_data_dir = 'c'\n",
+            "data.toml, datasets[0]: ",
+            ["mixes", "conditioning_data_dir", "separate [[datasets]]"],
+        ),
+        ("[[datasets]]\nresolution = 64\n", "data.toml, datasets[0]: ", ["[[datasets.subsets]]"]),
+        ("[[datasets]]\nsubsets = []\n", "data.toml, datasets[0]: ", ["[[datasets.subsets]]"]),
+        ("[[datasets]]\nsubsets = 3\n", "data.toml, datasets[0]: ", ["[[datasets.subsets]]"]),
+        ("datasets = [3]\n", "data.toml, datasets[0]: ", ["must be a table"]),
+        ("datasets = []\n", "data.toml, the top level: ", ["no [[datasets]]"]),
+        ("general = 3\n" + SUBSET, "data.toml, general: ", ["must be a table"]),
+        ("[general]\n", "data.toml, the top level: ", ["[[datasets]]"]),
+        ("[general]\nresolution = 64\n", "data.toml, the top level: ", ["no [[datasets]]"]),
+        ("", "data.toml, the top level: ", ["no [[datasets]]"]),
+        ("[[datasets]]\n[[datasets.subsets]]\n", FIRST, ["image_dir is missing"]),
+        ("[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 1\n", FIRST, ["image_dir is missing"]),
+        (META + "is_reg = true\n", FIRST, ["'is_reg'", "finetune", "Allowed here: "]),
+        (META + "caption_extension = '.txt'\n", FIRST, ["'caption_extension'", "finetune"]),
+        ("[[datasets]]\nclass_tokens = 'x'\n" + META[13:], "data.toml, datasets[0]: ", ["'class_tokens'"]),
+        (
+            '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "C:\\pics"\n',
+            "data.toml is not valid TOML",
+            ["single quotes"],
+        ),
+        (SUBSET + "num_repeats = 1\nnum_repeats = 2\n", "data.toml is not valid TOML", ["line 5"]),
+        (SUBSET, "data.toml, datasets[0].subsets[0]: image_dir a does not exist.", ["A relative path starts at "]),
+        (META, "data.toml, datasets[0].subsets[0]: metadata_file m.json does not exist.", []),
     ],
 )
-def test_errors_name_file_table_and_key(tmp_path: Path, text: str, words: list[str]) -> None:
+def test_errors_name_file_table_and_key(tmp_path: Path, text: str, start: str, words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         blueprint(dataset_config=write(tmp_path, text))
     assert caught.value.key == "dataset_config"
+    assert str(caught.value).startswith(start)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("general", "own", "start", "key"),
+    [
+        ("bucket_reso_steps = 12\nenable_bucket = true", "", "data.toml, general: bucket_reso_steps", "dataset_config"),
+        ("", "bucket_reso_steps = 12", "data.toml, datasets[0]: bucket_reso_steps", "dataset_config"),
+        ("enable_bucket = true", "min_bucket_reso = 256", "data.toml, datasets[0]: min_bucket_reso", "dataset_config"),
+        ("resolution = 65", "", "data.toml, general: resolution", "dataset_config"),
+        ("enable_bucket = true", "resolution = 4096", "data.toml, datasets[0]: max_bucket_reso", "max_bucket_reso"),
+    ],
+)
+def test_sizes_that_do_not_go_together_name_the_table(
+    folder: Folder, tmp_path: Path, general: str, own: str, start: str, key: str
+) -> None:
+    place = folder("a", SIZES)
+    text = f"[general]\n{general}\n[[datasets]]\n{own}\n[[datasets.subsets]]\nimage_dir = '{place}'\n"
+    with pytest.raises(UserError) as caught:
+        blueprint(dataset_config=write(tmp_path, text))
+    assert str(caught.value).startswith(start)
+    assert caught.value.key == key
+
+
+def test_steps_of_buckets_for_a_family(folder: Folder, tmp_path: Path) -> None:
+    place = folder("1_a", SIZES)
+    text = f"[[datasets]]\nbucket_reso_steps = 16\n[[datasets.subsets]]\nimage_dir = '{place}'\n"
+    path = write(tmp_path, text)
+    values = {"dataset_config": path, "enable_bucket": True}
+    assert blueprint(**values).datasets
+    with pytest.raises(UserError, match=r"datasets\[0\].*multiple of 32"):
+        blueprint(bucket_step_multiple=32, **values)
+    with pytest.raises(UserError, match="multiple of 32") as caught:
+        blueprint(bucket_step_multiple=32, train_data_dir=place.parent, enable_bucket=True, bucket_reso_steps=48)
+    assert caught.value.key == "bucket_reso_steps"
+    assert blueprint(bucket_step_multiple=32, train_data_dir=place.parent, enable_bucket=True, bucket_reso_steps=32)
+    assert blueprint(bucket_step_multiple=32, dataset_config=path, enable_bucket=False)
+
+
+def test_comments_empty_tables_and_relative_paths(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder("a", SIZES)
+    text = "\ufeff# pictures\n[general] # nothing\n[[datasets]]\n[[datasets.subsets]] # one\nimage_dir = 'train/a'\n"
+    path = write(tmp_path, text)
+    monkeypatch.chdir(tmp_path)
+    (subset,) = blueprint(dataset_config=path).datasets[0].subsets
+    assert (subset.name, subset.place) == ("a", "data.toml, datasets[0].subsets[0]")
+    monkeypatch.chdir(tmp_path / "train")  # seen from the working folder, not from the file
+    with pytest.raises(DataError, match="image_dir train/a does not exist"):
+        blueprint(dataset_config=path)
+
+
+def test_a_general_key_that_no_data_set_knows_is_said(folder: Folder, tmp_path: Path) -> None:
+    place = folder("a", SIZES)
+    (place / "m.json").write_text("{}")
+    start = f"[general]\nclass_tokens = 'x'\n[[datasets]]\n[[datasets.subsets]]\nmetadata_file = '{place / 'm.json'}'\n"
+    made = blueprint(dataset_config=write(tmp_path, start))
+    assert "data.toml, general: class_tokens has no effect on these data sets" in made.warnings
+    more = start + f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{place}'\n"
+    made = blueprint(dataset_config=write(tmp_path, more))
+    assert not [warning for warning in made.warnings if "no effect" in warning]
+    assert [spec.kind for spec in made.datasets] == ["finetune", "dreambooth"]
+    assert [spec.subsets[0].class_tokens for spec in made.datasets] == [None, "x"]
+
+
+def test_subset_keys_that_exclude_a_cache_are_named_with_their_table(folder: Folder, tmp_path: Path) -> None:
+    place = folder("1_a", SIZES)
+    text = f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{place}'\nrandom_crop = true\nshuffle_caption = true\n"
+    path = write(tmp_path, text)
+    with pytest.raises(UserError, match=r"random_crop exclude.*datasets\[0\]\.subsets\[0\]"):
+        blueprint(dataset_config=path, cache_latents=True)
+    with pytest.raises(UserError, match=r"shuffle_caption exclude.*datasets\[0\]\.subsets\[0\]"):
+        blueprint(dataset_config=path, cache_text=True)
+    with pytest.raises(UserError, match="caption_dropout_rate exclude"):
+        blueprint(train_data_dir=tmp_path / "train", caption_dropout_rate=0.5, cache_text=True)
 
 
 def test_no_file_and_wrong_ending(tmp_path: Path) -> None:
@@ -222,10 +355,94 @@ def test_masks_for_folders_and_subsets(folder: Folder, tmp_path: Path) -> None:
     assert dog.conditioning_data_dir == tmp_path / "masks" / "2_dog"
     assert regular.conditioning_data_dir is None
     assert made.masks is True
-    text = f"{SUBSET}conditioning_data_dir = 'm'\n"
+    text = f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{tmp_path}'\nconditioning_data_dir = '{tmp_path}'\n"
     made = blueprint(dataset_config=write(tmp_path, text), control_images=True)
     assert made.datasets[0].kind == "controlnet"
     assert made.masks is False
+    with pytest.raises(DataError, match="'class_tokens'"):
+        blueprint(dataset_config=write(tmp_path, text + "class_tokens = 'dog'\n"), control_images=True)
+    made = blueprint(dataset_config=write(tmp_path, text + "class_tokens = 'dog'\n"))
+    assert made.datasets[0].subsets[0].class_tokens == "dog"
+    assert made.masks is True
+    made = blueprint(
+        train_data_dir=tmp_path / "train",
+        conditioning_data_dir=tmp_path / "masks",
+        command="train_network",
+        control_images=True,
+    )
+    assert made.datasets[0].subsets[0].conditioning_data_dir is None
+    assert "conditioning_data_dir has no effect without masked_loss" in made.warnings
+
+
+def test_pictures_or_a_metadata_file_on_the_same_command(folder: Folder, tmp_path: Path) -> None:
+    folder("3_dog", SIZES)
+    meta = tmp_path / "meta.json"
+    meta.write_text("{}")
+    root = tmp_path / "train"
+    for command in ("sdxl_train", "train_network", "train_textual_inversion"):
+        assert blueprint(command=command, train_data_dir=root).datasets[0].kind == "dreambooth"
+        made = blueprint(command=command, train_data_dir=root, in_json=meta, dataset_repeats=3)
+        (subset,) = made.datasets[0].subsets
+        assert (subset.kind, subset.num_repeats, subset.image_dir) == ("finetune", 3, root)
+    assert blueprint(command="train_db", train_data_dir=root).datasets[0].subsets[0].num_repeats == 3
+    with pytest.raises(UserError, match="does not train from a metadata file"):
+        blueprint(command="train_db", train_data_dir=root, in_json=meta)
+    assert blueprint(command="fine_tune", train_data_dir=root, in_json=meta).datasets[0].kind == "finetune"
+    with pytest.raises(UserError, match="needs a metadata file") as caught:
+        blueprint(command="fine_tune", train_data_dir=root)
+    assert caught.value.key == "in_json"
+    with pytest.raises(DataError, match=r"in_json .*gone\.json does not exist"):
+        blueprint(command="fine_tune", train_data_dir=root, in_json=tmp_path / "gone.json")
+
+
+def test_kinds_of_data_set_in_one_run(folder: Folder, tmp_path: Path) -> None:
+    place = folder("a", SIZES)
+    meta = tmp_path / "meta.json"
+    meta.write_text("{}")
+    subset = f"[[datasets.subsets]]\nimage_dir = '{place}'\n"
+    masked = f"[[datasets]]\nbatch_size = 3\n{subset}conditioning_data_dir = '{place}'\n"
+    text = (
+        f"[[datasets]]\nresolution = 64\n{subset}[[datasets]]\nresolution = 96\nbatch_size = 2\n"
+        f"[[datasets.subsets]]\nmetadata_file = '{meta}'\n"
+    )
+    made = blueprint(command="sdxl_train", dataset_config=write(tmp_path, text + masked))
+    assert [(spec.kind, spec.batch_size) for spec in made.datasets] == [
+        ("dreambooth", 1),
+        ("finetune", 2),
+        ("controlnet", 3),
+    ]
+    for command, control, place_, words in (
+        ("sdxl_train", True, "datasets[2]", "does not train on conditioning_data_dir"),
+        ("train_db", False, "datasets[1]", "does not train on metadata_file"),
+        ("fine_tune", False, "datasets[0]", "does not train on folders of pictures"),
+        ("train_controlnet", True, "datasets[0].subsets[0]", "conditioning_data_dir is missing"),
+    ):
+        with pytest.raises(DataError) as caught:
+            blueprint(command=command, control_images=control, dataset_config=write(tmp_path, text + masked))
+        assert str(caught.value).startswith(f"data.toml, {place_}: ")
+        assert words in str(caught.value)
+
+
+def test_control_pictures_from_the_command_line(folder: Folder, tmp_path: Path) -> None:
+    pictures = folder("3_dog", SIZES)
+    control = tmp_path / "control"
+    control.mkdir()
+    values: dict[str, Any] = {"control_images": True, "requires_control": True}
+    made = blueprint(train_data_dir=pictures, conditioning_data_dir=control, dataset_repeats=5, **values)
+    (subset,) = made.datasets[0].subsets
+    assert (subset.kind, subset.image_dir, subset.conditioning_data_dir) == ("controlnet", pictures, control)
+    assert (subset.num_repeats, subset.class_tokens, subset.conditioning_must_match) == (1, None, True)
+    for missing in ("train_data_dir", "conditioning_data_dir"):
+        given = {"train_data_dir": pictures, "conditioning_data_dir": control}
+        del given[missing]
+        with pytest.raises(UserError, match=f"{missing} is not given") as caught:
+            blueprint(**given, **values)
+        assert caught.value.key == missing
+    with pytest.raises(DataError, match="conditioning_data_dir .*nowhere is no folder"):
+        blueprint(train_data_dir=pictures, conditioning_data_dir=tmp_path / "nowhere", **values)
+    for key in ("in_json", "reg_data_dir"):
+        with pytest.raises(UserError, match=f"{key} does not go with control pictures"):
+            blueprint(train_data_dir=pictures, conditioning_data_dir=control, **values, **{key: pictures})
 
 
 def test_a_face_range_with_buckets_is_said_to_do_nothing(folder: Folder, tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_captions_that_change_are_refused_by_name(
     with pytest.raises(UserError, match=f"{name} exclude each other") as caught:
         group.cache_text_outputs(Encoder())
     assert caught.value.key == name
-    assert "2_sks" in caught.value.hint
+    assert ("data.toml, datasets[0].subsets[0]" if in_file else "2_sks") in caught.value.hint
 
 
 def test_drawn_templates_are_refused(tmp_path: Path, pictures: Path) -> None:

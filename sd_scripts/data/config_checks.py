@@ -1,0 +1,107 @@
+"""What must hold for described data sets before any picture is looked for."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sd_scripts.data.config_file import KEYS, DatasetTables
+from sd_scripts.data.spec import DatasetSpec, SubsetSpec
+from sd_scripts.schema.buckets import Bucketing
+from sd_scripts.schema.errors import DataError, UserError
+
+_IN_FILES = {"train_batch_size": "batch_size", "dataset_repeats": "num_repeats"}
+
+
+def check_bucketing(rule: Bucketing, multiple: int = 8) -> None:
+    """Raises UserError where sizes do not go together; sides of buckets must be multiples of `multiple` pixels."""
+    if rule.step < 8 or rule.step % 8 or (rule.enabled and rule.step % multiple):
+        why = "a multiple of 8, the pixels of one latent cell"
+        if rule.enabled and multiple != 8:
+            why = f"a multiple of {multiple} for this family of models"
+        raise UserError(f"bucket_reso_steps is {rule.step}, but must be {why}.", key="bucket_reso_steps")
+    if not rule.enabled and (rule.resolution[0] % 8 or rule.resolution[1] % 8):
+        width, height = rule.resolution
+        raise UserError(f"resolution is {width}x{height}, but both sides must be multiples of 8.", key="resolution")
+    if not rule.enabled or rule.no_upscale:
+        return
+    low, high = rule.rounded_range()
+    if min(rule.resolution) < low:
+        raise UserError(
+            f"min_bucket_reso is {rule.minimum}, larger than the resolution's side of {min(rule.resolution)}.",
+            key="min_bucket_reso",
+            hint="Lower min_bucket_reso or raise the resolution.",
+        )
+    if max(rule.resolution) > high:
+        raise UserError(
+            f"max_bucket_reso is {rule.maximum}, smaller than the resolution's side of {max(rule.resolution)}.",
+            key="max_bucket_reso",
+            hint="Raise max_bucket_reso or lower the resolution.",
+        )
+
+
+def located(error: UserError, tables: DatasetTables) -> UserError:
+    """The same error naming the table of the description file that the value came from, or its data set."""
+    name = _IN_FILES.get(error.key or "", error.key or "")
+    if not tables.place or name not in KEYS:
+        return error
+    file = tables.place.split(", ")[0]
+    from_general = name not in tables.dataset and name in tables.general
+    place = f"{file}, general" if from_general else tables.place
+    in_file = name in tables.dataset or from_general
+    return DataError(f"{place}: {error.message}", "dataset_config" if in_file else error.key, error.hint)
+
+
+def check_folders(spec: DatasetSpec) -> None:
+    """Raises DataError for the first folder or file of a subset that is not there."""
+    for subset in spec.subsets:
+        for name, option, there in (
+            ("image_dir", "train_data_dir", os.path.isdir),
+            ("conditioning_data_dir", "conditioning_data_dir", os.path.isdir),
+            ("metadata_file", "in_json", os.path.isfile),
+        ):
+            path: Path | None = getattr(subset, name)
+            if path is None or there(path):
+                continue
+            hint = "" if path.is_absolute() else f"A relative path starts at {Path.cwd()}."
+            what = "is no " + ("file" if name == "metadata_file" else "folder")
+            what = what if os.path.exists(path) else "does not exist"
+            if subset.place:
+                raise DataError(f"{subset.place}: {name} {path} {what}.", "dataset_config", hint)
+            raise DataError(f"{option} {path} {what}.", option, hint)
+
+
+def check_latents_cacheable(specs: Sequence[DatasetSpec]) -> None:
+    """Raises UserError naming the option by which a picture is not the same at every use."""
+    for subset in (s for spec in specs for s in spec.subsets):
+        if not subset.cacheable:
+            what = "color_aug" if subset.color_aug else "random_crop"
+            raise UserError(
+                f"cache_latents and {what} exclude each other: a cached picture always looks the same.",
+                key=what,
+                hint=f"Switch one of them off ({subset.place or subset.name}).",
+            )
+
+
+def without_useless(spec: DatasetSpec, warnings: list[str]) -> DatasetSpec:
+    """Without subsets that repeat fewer than once or name the same pictures again."""
+    kept: dict[tuple[str, str], SubsetSpec] = {}
+    for subset in spec.subsets:
+        label = subset.place or subset.name
+        if subset.num_repeats < 1:
+            warnings.append(f"{label}: left out, its repeats are {subset.num_repeats}")
+        elif subset.identity in kept:
+            warnings.append(f"{label}: {subset.name} is named twice in one data set; the second time is left out")
+        else:
+            kept[subset.identity] = subset
+    return replace(spec, subsets=tuple(kept.values()))
+
+
+def advise(spec: DatasetSpec, cached: bool, warnings: list[str]) -> None:
+    """Add what is allowed but has no effect."""
+    for subset in spec.subsets:
+        if subset.face_crop_aug_range and (cached or (spec.bucketing and spec.bucketing.enabled)):
+            what = "cached latents" if cached else "enable_bucket"
+            warnings.append(f"{subset.name}: face_crop_aug_range has no effect with {what}")
+        if subset.is_reg and spec.validation_split:
+            warnings.append(f"{subset.name}: regularisation pictures are never set aside for validation")

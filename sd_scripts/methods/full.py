@@ -20,7 +20,6 @@ from sd_scripts.schema.saving import SavingOptions
 from sd_scripts.training.optimizers import CreatedOptimizer
 from sd_scripts.training.rounding import use_stochastic_rounding
 
-
 # Rules of optimizers that estimate one rate for everything, or keep a second set of weights.
 _LOOKS_AT_ALL = ("one_rate", "schedule_free")
 
@@ -152,7 +151,7 @@ class FullMethod(Method):
             part.requires_grad_(part in trained)
             part.train(part in trained)
             if part in trained:
-                part.to(network_dtype)
+                nn.Module.to(part, network_dtype)  # diffusers' own warns for nothing
             elif name != "vae":  # the VAE's precision was chosen when it was read
                 self._lower(name, part, weight_dtype)
         if gradient_checkpointing:
@@ -166,7 +165,7 @@ class FullMethod(Method):
         state = part.state_dict()
         if any(value.is_floating_point() and value.dtype != dtype for value in state.values()):
             self._originals[name] = {key: value.detach().cpu() for key, value in state.items()}
-            part.to(dtype)
+            nn.Module.to(part, dtype)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The U-Net's parameters, in blocks where asked for, and those of each text encoder with a rate of its own.

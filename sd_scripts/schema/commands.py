@@ -73,17 +73,19 @@ _MODEL_FORMATS: Mapping[str, Any] = {
     "default": None,
     "choices": ("ckpt", "safetensors", "diffusers", "diffusers_safetensors"),
     "help": "File format of the result: one file (safetensors, or ckpt for old programs) or a diffusers folder. "
-    "Without a choice, that of the base model.",
+    "Without a choice, a file or a folder as the base model is.",
 }
 _EMBEDDING_FORMATS: Mapping[str, Any] = {"default": "pt", "optional": False}
 _SMALL_FORMATS: Mapping[str, Any] = {"optional": False}
 
 
 def _rate(words: str) -> Mapping[str, Any]:
-    return {"help": f"How far each step moves the weights. {words}; 1 for Prodigy and DAdapt, which find it."}
+    text = f"How far each step moves the weights. {words}; 1 for Prodigy and DAdapt, which choose the rate themselves."
+    return {"help": text}
 
 
 _SDXL: Mapping[str, Mapping[str, Any]] = {
+    "pretrained_model_name_or_path": {"choices": ("stabilityai/stable-diffusion-xl-base-1.0",)},
     "resolution": {"help": "Size to train at, in pixels: one number for a square, or width,height. 1024 for SDXL."},
     "bucket_reso_steps": {
         "help": "Sides of buckets are multiples of this; for SDXL it is a multiple of 32. Smaller numbers cut off less "
@@ -102,6 +104,14 @@ _FULL: Mapping[str, Mapping[str, Any]] = {
 _EMBEDDING: Mapping[str, Mapping[str, Any]] = {
     "save_model_as": _EMBEDDING_FORMATS,
     "learning_rate": _rate("About 5e-3 for an embedding"),
+}
+_CONTROL: Mapping[str, Mapping[str, Any]] = {
+    "save_model_as": _SMALL_FORMATS,
+    "conditioning_data_dir": {
+        "help": "Folder with one control picture (edges, depth, a pose ...) of the same name for each picture.",
+        "label": "Control pictures",
+        "basic": True,
+    },
 }
 _LLLITE_NETWORK: Mapping[str, Mapping[str, Any]] = {
     "network_dim": {
@@ -208,7 +218,7 @@ COMMANDS: dict[str, Command] = {
             config=TrainControlNetConfig,
             title="ControlNet for Stable Diffusion 1 and 2",
             form=_FORM,
-            changes={"save_model_as": _SMALL_FORMATS, "learning_rate": _rate("About 1e-5 for a ControlNet")},
+            changes={**_CONTROL, "learning_rate": _rate("About 1e-5 for a ControlNet")},
         ),
         Command(
             name="sdxl_train_control_net_lllite",
@@ -226,8 +236,8 @@ COMMANDS: dict[str, Command] = {
             ),
             changes={
                 **_SDXL,
+                **_CONTROL,
                 **_LLLITE_NETWORK,
-                "save_model_as": _SMALL_FORMATS,
                 "learning_rate": _rate("About 2e-4 for ControlNet-LLLite"),
             },
         ),

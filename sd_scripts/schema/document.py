@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from .commands import COMMANDS
 from .fields import fields, trainer_fields
 from .option import OptionField
 from .parse import default_text
-from .retired import RETIRED
+from .retired import retired
 
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "options.md"
 
@@ -24,6 +24,7 @@ _TYPES = {
     "list[float]": "several numbers",
 }
 _TABLE = "| Option | Type | Default | Allowed | What it does |\n| --- | --- | --- | --- | --- |\n"
+_WIDE_TABLE = "| Option | Type | Default | Allowed | What it does | Trainers |\n| --- | --- | --- | --- | --- | --- |\n"
 _HEAD = """# Options
 
 Made from `sd_scripts/schema` by `python -m sd_scripts.schema.document`; change it there.
@@ -36,30 +37,98 @@ file, the file before the default. Tables in the file are joined; their names do
 
 def document() -> str:
     """The whole text of docs/options.md."""
-    parts = [_HEAD]
-    for command in COMMANDS.values():
-        flags = trainer_fields(command.name)
-        parts.append(f"\n## {command.name}\n\n`accelerate launch {command.module}`\n")
-        parts += _sections(flags.values(), "--")
-        others = [field for field in fields(command.name).values() if field.key not in flags]
-        parts.append(
-            "\n## Only on the page\n\nFrom these the page works out the launcher's arguments, `--network_args` and "
-            "flags.\n"
-        )
-        parts += _sections(others, "")
-    parts.append(
-        "\n## No longer in use\n\nThese keys of older files are ignored with a warning.\n\n| Key | Reason |\n| --- | "
-        "--- |\n"
+    shared, single = _records()
+    parts = [_HEAD, "\n## The trainers\n\n| Command | What it trains |\n| --- | --- |\n"]
+    parts += [f"| `accelerate launch {command.module}` | {command.title} |\n" for command in COMMANDS.values()]
+    parts.append("\n`sdxl_train_control_net_lllite_old.py` is the last one under its older name.\n")
+    parts.append("\n## Options of every trainer\n")
+    parts += _sections(shared.values(), "--")
+    parts.append("\n## Options of some trainers\n")
+    parts += _sections(
+        (record for record, _ in single.values()), "--", {key: names for key, (_, names) in single.items()}
     )
-    parts += [f"| `{key}` | {_cell(reason)} |\n" for key, reason in RETIRED.items()]
+    records = shared | {key: record for key, (record, _) in single.items()}
+    parts += _deviations(records)
+    parts += _page_only()
+    parts += _retired()
     return "".join(parts)
 
 
-def _sections(found: Iterable[OptionField], prefix: str) -> list[str]:
+def _records() -> tuple[dict[str, OptionField], dict[str, tuple[OptionField, list[str]]]]:
+    """The options of every trainer, and those of some with the trainers' names; each as its first trainer has it."""
+    found: dict[str, tuple[OptionField, list[str]]] = {}
+    for command in COMMANDS:
+        for key, field in trainer_fields(command).items():
+            found.setdefault(key, (field, []))[1].append(command)
+    shared = {key: field for key, (field, names) in found.items() if len(names) == len(COMMANDS)}
+    single = {key: (field, names) for key, (field, names) in found.items() if key not in shared}
+    # options of one section stand together, whichever trainer brought them
+    order = list(dict.fromkeys(field.section for field, _ in single.values()))
+    return shared, dict(sorted(single.items(), key=lambda item: order.index(item[1][0].section)))
+
+
+def _sections(
+    found: Iterable[OptionField], prefix: str, trainers: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
+    """A table for each run of options of one section; `trainers` are the names for a column of their own."""
     parts = []
     for title, members in groupby(found, key=lambda field: field.section):
-        parts.append(f"\n### {title}\n\n{_TABLE}")
-        parts += [_row(field, prefix) for field in members]
+        parts.append(f"\n### {title}\n\n{_TABLE if trainers is None else _WIDE_TABLE}")
+        for field in members:
+            names = "" if trainers is None else f"| {_names(trainers[field.key])} "
+            parts.append(_row(field, prefix).replace("|\n", f"{names}|\n"))
+    return parts
+
+
+def _names(names: Sequence[str]) -> str:
+    """The trainers that have an option, by the shorter of the two lists."""
+    missing = [name for name in COMMANDS if name not in names]
+    if len(missing) < len(names) - 1:
+        return "all but " + ", ".join(f"`{name}`" for name in missing)
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _deviations(records: Mapping[str, OptionField]) -> list[str]:
+    """The rows of options that some trainers offer otherwise than the tables above say."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for command in COMMANDS:
+        for key, field in trainer_fields(command).items():
+            row = _row(field, "--")
+            if row != _row(records[key], "--"):
+                found.setdefault(key, {}).setdefault(row, []).append(command)
+    parts = [
+        f"\n## What differs\n\nWhere a trainer has an option of the tables above in another form.\n\n{_WIDE_TABLE}"
+    ]
+    return parts + [
+        row.replace("|\n", f"| {_names(names)} |\n") for rows in found.values() for row, names in rows.items()
+    ]
+
+
+def _page_only() -> list[str]:
+    others = {
+        key: field
+        for command in COMMANDS
+        for key, field in fields(command).items()
+        if key not in trainer_fields(command)
+    }
+    text = (
+        "\n## Only on the page\n\nFrom these the page works out the launcher's arguments, `--network_args` and flags.\n"
+    )
+    return [text, *_sections(others.values(), "")]
+
+
+def _retired() -> list[str]:
+    parts = [
+        "\n## No longer in use\n\nThese keys of older files and scripts are ignored with a warning.\n\n"
+        "| Key | Reason | Where |\n| --- | --- | --- |\n"
+    ]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for command in COMMANDS:
+        for key, reason in retired(command).items():
+            reasons.setdefault((key, reason), []).append(command)
+    for (key, reason), names in sorted(reasons.items()):
+        where = "every trainer" if len(names) == len(COMMANDS) else _names(names)
+        parts.append(f"| `{key}` | {_cell(reason)} | {where} |\n")
     return parts
 
 

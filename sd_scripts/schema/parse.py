@@ -3,7 +3,7 @@
 import argparse
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, overload
 
@@ -20,7 +20,7 @@ from .fields import allowed, convert, find_command, trainer_fields
 from .fields import fields as all_fields
 from .finding import Finding, warning
 from .option import OptionField, section_fields
-from .retired import RETIRED
+from .retired import retired
 from .rules import check, implied
 from .suggest import nearest
 from .toml_text import dumps
@@ -45,7 +45,8 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=Path(found.module).name,
         argument_default=argparse.SUPPRESS,
-        description="Options may also stand in a TOML file, given with --config_file. See docs/options.md.",
+        description=f"Train: {found.title}. Options may also stand in a TOML file, given with --config_file. "
+        "docs/options.md lists them all.",
     )
     groups: dict[str, Any] = {}
     for field in trainer_fields(command).values():
@@ -89,11 +90,13 @@ def parse(command: Literal["train_controlnet"], argv: Sequence[str]) -> TrainCon
 @overload
 def parse(command: Literal["sdxl_train_control_net_lllite"], argv: Sequence[str]) -> TrainLLLiteConfig: ...
 @overload
-def parse(command: str, argv: Sequence[str]) -> TrainConfig: ...
-def parse(command: str, argv: Sequence[str]) -> TrainConfig:
+def parse(command: str, argv: Sequence[str], heeded: Collection[str] | None = None) -> TrainConfig: ...
+def parse(command: str, argv: Sequence[str], heeded: Collection[str] | None = None) -> TrainConfig:
     """The config of one run from its arguments (without the program's name).
 
     With --output_config the options are written into the file of --config_file instead, and the program ends.
+    `heeded` names the sections (as attributes of the config) that a script uses which does only a part of the
+    training's work: what is missing or does not fit elsewhere is no error there.
 
     Raises:
         UserError: for an unknown or ambiguous flag or key, a value of the wrong type or out of range, a missing file,
@@ -110,6 +113,8 @@ def parse(command: str, argv: Sequence[str]) -> TrainConfig:
         _write_config(fields, given)
         sys.exit(0)
     findings = check(command, given)
+    if heeded is not None:
+        findings = [found for found in findings if found.key not in fields or fields[found.key].attr in heeded]
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         _raise(errors)
@@ -139,13 +144,13 @@ def _build(command: str, values: Mapping[str, Any], given: frozenset[str], notes
 def _read_argv(command: str, argv: Sequence[str], notes: list[Finding]) -> dict[str, Any]:
     fields = trainer_fields(command)
     namespace, unknown = build_parser(command).parse_known_args(list(argv))
-    retired = False
+    reasons, left_out = retired(command), False
     for argument in unknown:
         name = argument.lstrip("-").split("=")[0]
-        if argument.startswith("--") and name in RETIRED and name not in fields:
-            notes.append(warning(name, f"--{name} is ignored: {RETIRED[name]}."))
-            retired = True
-        elif argument.startswith("--") or not retired:  # the value of a retired flag is left out with it
+        if argument.startswith("--") and name in reasons:
+            notes.append(warning(name, f"--{name} is ignored: {reasons[name]}."))
+            left_out = True
+        elif argument.startswith("--") or not left_out:  # the value of a retired flag is left out with it
             _unknown_argument(command, argument)
     return {key: convert(fields[key], value, "on the command line") for key, value in vars(namespace).items()}
 
@@ -189,11 +194,11 @@ def _read_toml(command: str, path: Path, notes: list[Finding]) -> dict[str, Any]
         ) from error
     except OSError as error:
         raise UserError(f"The configuration file {path} cannot be read: {error.strerror}.", "config_file") from error
-    fields = trainer_fields(command)
+    fields, reasons = trainer_fields(command), retired(command)
     read: dict[str, Any] = {}
     for key, value in _flat(content, path, notes).items():
-        if key not in fields and key in RETIRED:
-            notes.append(warning(key, f"{key} in {path.name} is ignored: {RETIRED[key]}."))
+        if key in reasons:
+            notes.append(warning(key, f"{key} in {path.name} is ignored: {reasons[key]}."))
         elif key not in fields:
             raise UserError(f"{key} in {path} is no option.", key, _way_out(command, key))
         else:

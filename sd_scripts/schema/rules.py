@@ -6,11 +6,11 @@ Nothing here opens a file: whether folders exist is for those who use them.
 from collections.abc import Mapping
 from typing import Any
 
-from . import rules_data, rules_learning, rules_run
+from . import rules_data, rules_learning, rules_methods, rules_run, rules_sdxl
 from .fields import complete, fields, find_command, problem, trainer_fields
 from .finding import Finding, Rule
 from .loratypes import LORA_TYPES
-from .rules_learning import trains_text_encoder
+from .values import trains_text_encoder
 
 __all__ = ["Finding", "RULES", "check", "implied"]
 
@@ -21,7 +21,9 @@ _BRINGS = (
     ("diffusers_xformers", "xformers"),
 )
 
-RULES: tuple[Rule, ...] = rules_data.RULES + rules_learning.RULES + rules_run.RULES
+RULES: tuple[Rule, ...] = (
+    rules_data.RULES + rules_sdxl.RULES + rules_learning.RULES + rules_methods.RULES + rules_run.RULES
+)
 
 
 def check(command: str, values: Mapping[str, Any]) -> list[Finding]:
@@ -40,14 +42,26 @@ def check(command: str, values: Mapping[str, Any]) -> list[Finding]:
         if key in known and (complaint := problem(known[key], value))
     ]
     wrong = {finding.key for finding in findings}
-    filled = complete(command, {key: value for key, value in values.items() if key not in wrong})
-    if values.get("LoRA_type") in LORA_TYPES and not filled.get("network_module", True):
-        filled["network_module"] = LORA_TYPES[values["LoRA_type"]].module
-    found = find_command(command)
-    # no options, but rules need them
-    filled |= {"family": found.family, "method": found.method, "sdxl": filled["sdxl"] or found.family == "sdxl"}
+    filled = filled_in(command, {key: value for key, value in values.items() if key not in wrong})
     findings += [finding for rule in RULES if (finding := rule(filled)) is not None]
     return sorted(findings, key=lambda finding: finding.severity != "error")
+
+
+def filled_in(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as rules read them: defaults where a key is missing, and what is known of the command.
+
+    Beside the options of the command stand "command", "family" and "method", and "sdxl" (an option of the page) is true
+    for trainers of SDXL.
+
+    Raises:
+        UserError: for an unknown command.
+    """
+    found = find_command(command)
+    filled = complete(command, values)
+    if values.get("LoRA_type") in LORA_TYPES and not filled.get("network_module", True):
+        filled["network_module"] = LORA_TYPES[values["LoRA_type"]].module
+    filled["sdxl"] = filled["sdxl"] or found.family == "sdxl"
+    return filled | {"command": command, "family": found.family, "method": found.method}
 
 
 def implied(command: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,9 @@ def needs_resolution(values: Values) -> Finding | None:
         if values["dataset_config"] or values["dataset_class"]:
             return None
         return error(
-            "resolution", "The resolution is missing.", "512 suits Stable Diffusion 1, 768 the larger versions of 2."
+            "resolution",
+            "The resolution is missing.",
+            "1024 suits SDXL." if values["sdxl"] else "512 suits Stable Diffusion 1, 768 the larger versions of 2.",
         )
     try:
         width, height = parse_resolution(values["resolution"])
@@ -213,46 +215,6 @@ def clip_skip_in_v2(values: Values) -> Finding | None:
     return warning("clip_skip", f"CLIP skip is unusual for {name}, which already skips a layer.", "Leave it at 1.")
 
 
-@rule()
-def other_family(values: Values) -> Finding | None:
-    """The model is of the trainer's family."""
-    if values["sdxl"] and values["family"] == "sd":
-        return error(
-            "sdxl",
-            "The base model is SDXL, but this trainer is for Stable Diffusion 1 and 2.",
-            "Choose a Stable Diffusion 1 or 2 model, or switch off SDXL model.",
-        )
-    return None
-
-
-@rule()
-def sdxl_and_v2(values: Values) -> Finding | None:
-    """A model is one or the other."""
-    if values["sdxl"] and values["v2"]:
-        return error("v2", "The base model cannot be both SDXL and Stable Diffusion 2.", "Leave one of both off.")
-    return None
-
-
-@rule("weighted_captions")
-def sdxl_weights_in_captions(values: Values) -> Finding | None:
-    """Weights in captions do not work with SDXL."""
-    if values["sdxl"] and values["weighted_captions"]:
-        return error("weighted_captions", "Weights in captions are not offered for SDXL.", "Switch them off.")
-    return None
-
-
-@rule()
-def sdxl_velocity(values: Values) -> Finding | None:
-    """SDXL predicts noise."""
-    if values["sdxl"] and values["v_parameterization"]:
-        return warning(
-            "v_parameterization",
-            "Velocity prediction is unusual for SDXL.",
-            "Make sure that the base model was trained so.",
-        )
-    return None
-
-
 @rule("network_module", "LoRA_type")
 def network_module(values: Values) -> Finding | None:
     """There is a network module that this program has."""
@@ -356,7 +318,5 @@ def _numbers(text: str) -> list[str]:
 RULES: tuple[Rule, ...] = (
     needs_model, needs_pictures, needs_resolution, bucket_range, bucket_steps, face_crop, cache_or_augment,
     description_or_folders, metadata_and_regularisation, foreign_dataset, masks, idle_workers, velocity_without_v2,
-    clip_skip_in_v2, other_family, sdxl_and_v2, sdxl_weights_in_captions, sdxl_velocity, network_module, rank_from_file,
-    merged_strengths,
-    pairs, strong_alpha, block_lists,
+    clip_skip_in_v2, network_module, rank_from_file, merged_strengths, pairs, strong_alpha, block_lists,
 )  # fmt: skip

@@ -2,9 +2,19 @@
 
 from contextlib import suppress
 
+from .errors import UserError
 from .finding import Finding, Rule, Values, error, rule, warning
+from .values import parse_block_rates, trains_text_encoder
 
 _SELF_TUNING = ("prodigy", "dadapt")
+_USUAL = {
+    "network": "About 1e-4 is usual for a LoRA.",
+    "full": "About 1e-6 to 1e-5 is usual for a whole model.",
+    "embedding": "About 5e-3 is usual for an embedding.",
+    "xti": "About 5e-3 is usual for an embedding.",
+    "controlnet": "About 1e-5 is usual for a ControlNet.",
+    "lllite": "About 2e-4 is usual for ControlNet-LLLite.",
+}
 
 
 def _optimizer(values: Values) -> str:
@@ -29,31 +39,13 @@ def _rates(values: Values) -> dict[str, float]:
 
 def _rates_of_full(values: Values) -> dict[str, float]:
     rates = {"learning_rate": values["learning_rate"]}
-    blocks = block_rates(values)
-    if blocks:
-        rates["block_lr"] = max(blocks)
+    with suppress(UserError):  # what cannot be read has a rule of its own
+        rates["block_lr"] = max(parse_block_rates(values.get("block_lr") or ""), default=0)
     if trains_text_encoder(values):
         for key in ("learning_rate_te", "learning_rate_te1", "learning_rate_te2"):
             if values.get(key) is not None:
                 rates[key] = values[key]
     return rates
-
-
-def block_rates(values: Values) -> list[float]:
-    """The numbers of block_lr that can be read; none if it is not given."""
-    found = []
-    for part in (values.get("block_lr") or "").split(","):
-        with suppress(ValueError):
-            found.append(float(part))
-    return found
-
-
-def trains_text_encoder(values: Values) -> bool:
-    """Whether a trainer of the whole model trains the text encoder too."""
-    if "stop_text_encoder_training" in values:
-        stop = values["stop_text_encoder_training"]
-        return stop is None or stop >= 0
-    return bool(values["train_text_encoder"])
 
 
 @rule("network_train_unet_only")
@@ -74,7 +66,7 @@ def some_rate(values: Values) -> Finding | None:
     rates = _rates(values)
     if rates and not any(rates.values()):
         return error(
-            "learning_rate", "All learning rates are 0, so nothing would be learned.", "About 1e-4 is usual for a LoRA."
+            "learning_rate", "All learning rates are 0, so nothing would be learned.", _USUAL[values["method"]]
         )
     return None
 
@@ -127,9 +119,10 @@ def self_tuning_rate(values: Values) -> Finding | None:
 @rule()
 def self_tuning_parts(values: Values) -> Finding | None:
     """DAdapt and Prodigy know one rate."""
-    if _tunes_itself(values) and len({rate for rate in _rates(values).values() if rate}) > 1:
+    rates = _rates(values)
+    if _tunes_itself(values) and len({rate for rate in rates.values() if rate}) > 1:
         return warning(
-            "unet_lr",
+            next(iter(rates)),
             f"{values['optimizer_type']} works with one learning rate; different ones make it unreliable.",
             "Set all to 1.",
         )
@@ -146,7 +139,7 @@ def wild_rate(values: Values) -> Finding | None:
             return warning(
                 shown,
                 f"A learning rate of {rate:g} is very high for {values['optimizer_type'] or 'AdamW'}.",
-                "About 1e-4 is usual for a LoRA.",
+                _USUAL[values["method"]],
             )
     return None
 

@@ -33,7 +33,9 @@ class NewRows(nn.Module):
 
     def __init__(self, tables: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.rows = nn.ParameterDict({name: nn.Parameter(table.clone()) for name, table in tables.items()})
+        self.rows = nn.ParameterDict()
+        for name, table in tables.items():  # one by one: a ParameterDict sorts what it is given at once
+            self.rows[name] = nn.Parameter(table.clone())
 
 
 class ExtendedEmbedding(nn.Module):
@@ -191,6 +193,7 @@ class EmbeddingMethod(Method):
         if self.options.weights:
             return self._read_rows(self.options.weights, tables)
         rows = {}
+        self._warn_of_init_word(tokenizers[0])
         for (name, table), tokenizer in zip(tables.items(), tokenizers):
             weight = table.weight.detach().float()
             ids = self._init_ids(tokenizer)
@@ -225,11 +228,17 @@ class EmbeddingMethod(Method):
         if not word:
             return []
         ids = list(tokenizer(word, add_special_tokens=False).input_ids)
-        vectors = self.options.num_vectors_per_token
-        if len(ids) != vectors:
-            what = "they are repeated" if len(ids) < vectors else "the rest is left out"
-            logger.warning("init_word '%s' has %d tokens for %d vectors: %s.", word, len(ids), vectors, what)
-        return [ids[number % len(ids)] for number in range(vectors)] if ids else []
+        return [ids[number % len(ids)] for number in range(self.options.num_vectors_per_token)] if ids else []
+
+    def _warn_of_init_word(self, tokenizer: Any) -> None:
+        word, vectors = self.options.init_word, self.options.num_vectors_per_token
+        if not word:
+            return
+        count = len(tokenizer(word, add_special_tokens=False).input_ids)
+        if count != vectors:
+            what = "they are repeated" if count < vectors else "the rest is left out"
+            tokens = f"{count} token{'' if count == 1 else 's'}"
+            logger.warning("init_word '%s' has %s for %d vectors: %s.", word, tokens, vectors, what)
 
     def _start_ids(self, ids: list[int]) -> list[int]:
         """The table row that each trained row starts from, given one for each vector."""

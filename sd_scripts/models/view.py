@@ -75,7 +75,7 @@ def mirror(module: nn.Module) -> nn.Module:
 
 
 def unet_view(unet: nn.Module) -> nn.Module:
-    """A U-Net under kohya's names: those diffusers had in 2023 for Stable Diffusion 1 and 2, the original ones for XL."""
+    """A U-Net under kohya's names: those diffusers had in 2023 for Stable Diffusion 1 and 2, original ones for XL."""
     return mirror(unet) if getattr(unet, "add_embedding", None) is None else _original_view(unet)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from accelerate import Accelerator
 from sd_scripts.data.config import build_blueprint
 from sd_scripts.data.dataset import DatasetGroup, build
 from sd_scripts.families.base import Family, Model
+from sd_scripts.families.identity import text_identity, vae_identity
 from sd_scripts.methods.base import Method
 from sd_scripts.models.folder import is_hub_id
 from sd_scripts.sampling.prompts import parse_prompts
@@ -227,25 +227,6 @@ def cache_text_outputs(
     if accelerator.device.type == "cuda":
         torch.cuda.empty_cache()
     accelerator.wait_for_everyone()
-
-
-def vae_identity(model: Model) -> str:
-    """A short text that changes with the VAE's weights: latents of another VAE are not reused.
-
-    Hashes one small tensor, its first convolution: any retrained VAE differs there.
-    """
-    return _hash(next(iter(model.vae.state_dict().values())))
-
-
-def text_identity(model: Model) -> str:
-    """A short text that changes with the text encoders' weights: part of the last matrix of each."""
-    last = [[value for value in encoder.state_dict().values() if value.ndim > 1][-1] for encoder in model.text_encoders]
-    return "+".join(_hash(matrix[:16]) for matrix in last)
-
-
-def _hash(values: torch.Tensor) -> str:
-    plain = values.detach().float().cpu().contiguous()
-    return hashlib.sha256(plain.numpy().tobytes()).hexdigest()[:16]
 
 
 def attach(

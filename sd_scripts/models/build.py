@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -112,15 +112,14 @@ def text_core(text_encoder: nn.Module) -> nn.Module:
     return text_encoder.text_model if hasattr(text_encoder, "text_model") else text_encoder
 
 
-def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str, source: str, dtype: torch.dtype) -> None:
-    """Give a module made on the meta device its weights, cast to `dtype`; no second copy where the dtype fits.
+def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str, source: str) -> None:
+    """Give a module made on the meta device its weights, which become its own without being copied.
 
     Args:
         module: made under `torch.device("meta")`.
         weights: by the module's own names.
         what: "U-Net", "text encoder" or "VAE", for the message.
         source: the file or folder, for the message.
-        dtype: of floating point weights.
 
     Raises:
         UserError: a weight is missing, one too many, or has another shape. Nothing is ever left random.
@@ -136,12 +135,8 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str, source: st
                 key="pretrained_model_name_or_path" if what != "VAE" else None,
                 hint="The file is damaged, or it is another kind of model.",
             )
-    module.load_state_dict({key: _cast(value, dtype) for key, value in weights.items()}, strict=True, assign=True)
+    module.load_state_dict(weights, strict=True, assign=True)
     _fill_buffers(module)
-
-
-def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.to(dtype) if value.is_floating_point() else value
 
 
 def _fill_buffers(module: nn.Module) -> None:
@@ -155,13 +150,22 @@ def _fill_buffers(module: nn.Module) -> None:
             owner.register_buffer(name, torch.arange(buffer.shape[-1]).expand(tuple(buffer.shape)), persistent=False)
 
 
-def filled(
-    make: Any, config: Mapping[str, Any], weights: Mapping[str, Tensor], what: str, source: str, dtype: torch.dtype
-) -> Any:
-    """`make(config)` on the meta device, filled with `weights`, in evaluation mode. Raises UserError as `fill`."""
+@dataclass
+class Part:
+    """A part of a model before it becomes a module: its configuration and its weights by diffusers' names."""
+
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+
+
+def filled(make: Callable[[Mapping[str, Any]], Any], part: Part, what: str, source: str) -> Any:
+    """`make` with the part's config on the meta device, filled with its weights, in evaluation mode.
+
+    Raises UserError as `fill`.
+    """
     with torch.device("meta"):
-        module = make(config)
-    fill(module, weights, what, source, dtype)
+        module = make(part.config)
+    fill(module, part.weights, what, source)
     return module.eval()
 
 

@@ -149,7 +149,7 @@ def text_from_openclip(weights: Mapping[str, Tensor], layers: int) -> StateDict:
         joint = _IN_PROJ.fullmatch(key)
         if joint:
             for name, part in zip(_QKV, value.chunk(3), strict=True):
-                out[f"encoder.layers.{joint[1]}.self_attn.{name}.{joint[2]}"] = part
+                out[f"encoder.layers.{joint[1]}.self_attn.{name}.{joint[2]}"] = part.clone()
         elif key == "positional_embedding":
             out["embeddings.position_embedding.weight"] = value
         else:
@@ -226,5 +226,5 @@ def text_ballast(weights: Mapping[str, Tensor], version: str) -> StateDict:
             place = f"{prefix}transformer.resblocks."
             last = max(int(key[len(place) :].split(".")[0]) for key in weights if key.startswith(place))
             for key in [key for key in weights if key.startswith(f"{place}{last}.")]:
-                out[key.replace(f"{place}{last}.", f"{place}{last + 1}.")] = weights[key].clone()
+                out[key.replace(f"{place}{last}.", f"{place}{last + 1}.")] = weights[key]
     return out

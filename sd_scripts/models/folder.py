@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from torch import Tensor
 
 from sd_scripts.models import convert
-from sd_scripts.models.original import KEY, Part, check_channels
-from sd_scripts.models.weights import read_part
+from sd_scripts.models.build import Part
+from sd_scripts.models.original import KEY, check_channels
+from sd_scripts.models.weights import open_part
 from sd_scripts.schema.errors import UserError
 
 UNET_STEMS = ("diffusion_pytorch_model",)
@@ -34,42 +34,44 @@ def read_config(folder: Path, name: str = "config.json", key: str | None = KEY) 
     return value
 
 
-def unet_part(folder: Path) -> Part:
-    """The U-Net of a diffusers folder. Raises UserError."""
+def unet_part(folder: Path, dtype: torch.dtype | None = None) -> Part:
+    """The U-Net of a diffusers folder, read as `dtype`. Raises UserError."""
     config = read_config(folder / "unet")
     check_channels(config.get("in_channels", 4), str(folder))
-    return Part(config, read_part(folder / "unet", UNET_STEMS))
+    return Part(config, open_part(folder / "unet", UNET_STEMS).below("", dtype))
 
 
-def text_parts(folder: Path) -> list[Part]:
-    """The text encoders of a diffusers folder, whichever transformers version wrote them. Raises UserError."""
-    first = _text_part(folder / "text_encoder", convert.text_from_clip)
-    if not (folder / "text_encoder_2").is_dir():
-        return [first]
-    second = _text_part(folder / "text_encoder_2", convert.projected_from_clip)
-    # SDXL's published config carries CLIP's old wrong mark; with it the pooled output is looked for at the highest id,
-    # which is not the end mark once tokens have been added.
-    second.config |= {"bos_token_id": 49406, "eos_token_id": 49407}
-    return [first, second]
+def text_part(folder: Path, number: int = 1, dtype: torch.dtype | None = None) -> Part:
+    """A text encoder of a diffusers folder, whichever transformers version wrote it; `number` counts from 1.
 
-
-def _text_part(folder: Path, rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]) -> Part:
-    config = read_config(folder)
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    inner = folder / ("text_encoder" if number == 1 else f"text_encoder_{number}")
+    config = read_config(inner)
     # A config of a whole CLIP model keeps the text half one level down.
     config = {**config, **config.get("text_config", {})}
     config = {name: value for name, value in config.items() if name not in ("text_config", "vision_config")}
-    weights = read_part(folder, TEXT_STEMS)
-    return Part(
-        config,
-        rename({name: value for name, value in weights.items() if not name.startswith(("vision_model.", "visual_"))}),
-    )
+    weights = open_part(inner, TEXT_STEMS)
+    plain = weights.take([name for name in weights.shapes if not name.startswith(("vision_model.", "visual_"))], dtype)
+    if number == 1:
+        return Part(config, convert.text_from_clip(plain))
+    # SDXL's published config carries CLIP's old wrong mark; with it the pooled output is looked for at the highest id,
+    # which is not the end mark once tokens have been added.
+    config |= {"bos_token_id": 49406, "eos_token_id": 49407}
+    return Part(config, convert.projected_from_clip(plain))
 
 
-def vae_part(folder: Path, key: str | None = KEY) -> Part:
-    """The VAE of a VAE folder, or of a pipeline folder that has one under `vae`. Raises UserError."""
-    inner = folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
+def vae_folder(folder: Path) -> Path:
+    """Where a folder has its VAE: under `vae`, or it is the VAE itself."""
+    return folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
+
+
+def vae_part(folder: Path, dtype: torch.dtype | None = None, key: str | None = KEY) -> Part:
+    """The VAE of a VAE folder, or of a pipeline folder that has one under `vae`, read as `dtype`. Raises UserError."""
+    inner = vae_folder(folder)
     config = read_config(inner, key=key)
-    return Part(config, convert.vae_from_old_diffusers(read_part(inner, UNET_STEMS, key)))
+    return Part(config, convert.vae_from_old_diffusers(open_part(inner, UNET_STEMS, key).below("", dtype)))
 
 
 def prediction_type(folder: Path) -> str:

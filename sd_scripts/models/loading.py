@@ -1,9 +1,10 @@
-"""From `--pretrained_model_name_or_path` to modules: folder, hub id, or original single file, SD1 or SD2."""
+"""From `--pretrained_model_name_or_path` to modules: folder, hub id, or original single file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,15 +16,16 @@ from sd_scripts.models import original
 from sd_scripts.models.build import (
     LoadedModel,
     Origin,
+    Part,
     filled,
     make_projected_text_encoder,
     make_text_encoder,
     make_unet,
     make_vae,
 )
-from sd_scripts.models.original import KEY, Part
+from sd_scripts.models.original import KEY
 from sd_scripts.models.tokenizer import load_tokenizers
-from sd_scripts.models.weights import read_weights
+from sd_scripts.models.weights import open_weights
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.headers import folder_version, identify, single_file_version
 
@@ -35,10 +37,12 @@ _NAMES = {
     "sd1": "a Stable Diffusion 1.x model",
     "sd2": "a Stable Diffusion 2.x model",
     "sdxl": "a Stable Diffusion XL model",
+    "sdxl_refiner": "the refiner of Stable Diffusion XL, which cannot be trained",
     "sd3": "a Stable Diffusion 3 model",
     "flux": "a Flux model",
 }
 _SD, _SDXL = ("sd1", "sd2"), ("sdxl",)
+_WANTED = {_SD: "a Stable Diffusion 1.x or 2.x model", _SDXL: "a Stable Diffusion XL base model"}
 _WAYS_OUT = {
     _SD: "Train it with the script of the same name that begins with sdxl_, or choose a 1.x or 2.x model.",
     _SDXL: "Train it with the script of the same name that does not begin with sdxl_, or choose an XL model.",
@@ -46,13 +50,15 @@ _WAYS_OUT = {
 
 
 @dataclass
-class _Parts:
-    unet: Part
-    texts: list[Part]
-    vae: Part | None
+class _Source:
+    """A model whose kind is known and whose weights are not read yet."""
+
     version: str
     prediction: str
     single_file: bool
+    unet: Callable[[torch.dtype], Part]
+    text: Callable[[int, torch.dtype], Part]
+    vae: Callable[[torch.dtype], Part]
     origin: Origin = field(default_factory=Origin)
 
 
@@ -100,64 +106,67 @@ def _load(
     if not source:
         raise UserError("No base model is given.", key=KEY, hint="Choose a model file, a model folder or a hub id.")
     say(f"reading {source}")
-    parts = _find_parts(source, versions, want_vae=not options.vae)
-    notes = _check_version(parts.version, bool(options.v2), source)
-    prediction = _prediction(parts, bool(options.v_parameterization), notes)
+    found = _find(source, versions, want_vae=not options.vae)
+    notes = _check_version(found.version, bool(options.v2), source)
+    prediction = _prediction(found.prediction, bool(options.v_parameterization), notes)
     vae_dtype = torch.float32 if options.no_half_vae else dtype
+    # One part after the other, each in its final type from the start: at no time is there a second copy.
     say("U-Net")
-    unet = filled(make_unet, parts.unet.config, parts.unet.weights, "U-Net", source, dtype).to(device)
-    # Each part's file is let go of as soon as the part is made: mapped and cast copies of all three at once are 1 GB.
-    parts.unet.weights.clear()
+    unet = filled(make_unet, found.unet(dtype), "U-Net", source).to(device)
     texts = []
-    for number, part in enumerate(parts.texts, start=1):
-        what = f"text encoder {number}" if len(parts.texts) > 1 else "text encoder"
+    for number in range(1, 3 if found.version == "sdxl" else 2):
+        what = f"text encoder {number}" if found.version == "sdxl" else "text encoder"
         say(what)
         make = make_projected_text_encoder if number == 2 else make_text_encoder
-        texts.append(filled(make, part.config, part.weights, what, source, dtype).to(device))
-        part.weights.clear()
+        texts.append(filled(make, found.text(number, dtype), what, source).to(device))
     say("VAE")
-    if parts.vae is None:
-        vae = load_vae(str(options.vae), vae_dtype, parts.version)
+    if options.vae:
+        vae = load_vae(str(options.vae), vae_dtype, found.version)
     else:
-        vae = filled(make_vae, parts.vae.config, parts.vae.weights, "VAE", source, vae_dtype)
+        vae = filled(make_vae, found.vae(vae_dtype), "VAE", source)
     return LoadedModel(
         unet=unet,
         text_encoders=texts,
         vae=vae.to(device),
-        tokenizers=load_tokenizers(parts.version, options.tokenizer_cache_dir),
-        version=parts.version,
+        tokenizers=load_tokenizers(found.version, options.tokenizer_cache_dir),
+        version=found.version,
         prediction_type=prediction,
-        from_single_file=parts.single_file,
+        from_single_file=found.single_file,
         source=source,
         notes=notes,
-        origin=parts.origin,
+        origin=found.origin,
     )
 
 
 def load_vae(source: str, dtype: torch.dtype, version: str = "sd1") -> AutoencoderKL:
     """An external VAE: a VAE folder, a pipeline folder, a single file of either layout, or a hub id.
 
+    Args:
+        source: path or hub id.
+        dtype: of the weights.
+        version: of the model that it is for; a single file's configuration follows from it.
+
     Raises:
         UserError: there is none, or it is not Stable Diffusion's kind.
     """
     path = Path(source)
     if path.is_dir():
-        part = folders.vae_part(path, "vae")
+        part = folders.vae_part(path, dtype, "vae")
     elif path.is_file() or not folders.is_hub_id(source):
-        part = original.vae_part(read_weights(path, "vae"), source, "vae", version)
+        part = original.vae_part(open_weights(path, "vae"), source, version, dtype, "vae")
     else:
-        part = folders.vae_part(folders.hub_folder(source, ("vae",), "vae"), "vae")
-    return filled(make_vae, part.config, part.weights, "VAE", source, dtype)
+        part = folders.vae_part(folders.hub_folder(source, ("vae",), "vae"), dtype, "vae")
+    return filled(make_vae, part, "VAE", source)
 
 
-def _find_parts(source: str, versions: tuple[str, ...], want_vae: bool) -> _Parts:
+def _find(source: str, versions: tuple[str, ...], want_vae: bool) -> _Source:
     path = Path(source)
     if path.is_dir():
-        return _folder_parts(path, versions, want_vae)
+        return _folder_source(path, versions, want_vae)
     if path.is_file():
-        return _file_parts(path, versions, want_vae)
+        return _file_source(path, versions, want_vae)
     if folders.is_hub_id(source):
-        return _folder_parts(folders.hub_folder(source), versions, want_vae)
+        return _folder_source(folders.hub_folder(source), versions, want_vae)
     raise UserError(
         f"There is no model at {source}.",
         key=KEY,
@@ -165,36 +174,41 @@ def _find_parts(source: str, versions: tuple[str, ...], want_vae: bool) -> _Part
     )
 
 
-def _folder_parts(folder: Path, versions: tuple[str, ...], want_vae: bool) -> _Parts:
+def _folder_source(folder: Path, versions: tuple[str, ...], want_vae: bool) -> _Source:
     index = folders.read_config(folder, "model_index.json")
     text = folders.read_config(folder / "text_encoder") if (folder / "text_encoder").is_dir() else {}
     unet = folders.read_config(folder / "unet") if (folder / "unet").is_dir() else {}
     version = folder_version(index, unet, text)
     _refuse_others(version, versions, str(folder))
-    return _Parts(
-        unet=folders.unet_part(folder),
-        texts=folders.text_parts(folder),
-        vae=folders.vae_part(folder) if want_vae else None,
+    parts = ["unet", "text_encoder", *(["text_encoder_2"] if version == "sdxl" else [])]
+    for part in [*parts, *([folders.vae_folder(folder).name] if want_vae else [])]:
+        folders.read_config(folder / part)
+    return _Source(
         version=version,
         prediction=folders.prediction_type(folder),
         single_file=False,
+        unet=partial(folders.unet_part, folder),
+        text=partial(folders.text_part, folder),
+        vae=partial(folders.vae_part, folder),
     )
 
 
-def _file_parts(path: Path, versions: tuple[str, ...], want_vae: bool) -> _Parts:
+def _file_source(path: Path, versions: tuple[str, ...], want_vae: bool) -> _Source:
     facts = identify(str(path))
     if facts.kind in ("lora", "vae", "embedding", "text_encoder"):
         raise UserError(f"{path} is {facts.detail}, not a base model.", key=KEY, hint="Choose the model it belongs to.")
-    weights = read_weights(path)
-    version = single_file_version({name: tuple(value.shape) for name, value in weights.items()})
-    _refuse_others(version, versions, str(path))
-    return _Parts(
-        unet=original.unet_part(weights, version, str(path)),
-        texts=original.text_parts(weights, version, str(path)),
-        vae=original.vae_part(weights, str(path), version=version) if want_vae else None,
+    weights, name = open_weights(path), str(path)
+    version = single_file_version(weights.shapes)
+    _refuse_others(version, versions, name)
+    original.check_complete(weights, version, name, vae=want_vae)
+    return _Source(
         version=version,
-        prediction=facts.prediction or ("v_prediction" if "v_pred" in weights else ""),
+        prediction=facts.prediction or ("v_prediction" if "v_pred" in weights.shapes else ""),
         single_file=True,
+        unet=partial(original.unet_part, weights, version, name),
+        text=partial(original.text_part, weights, version, name),
+        vae=partial(original.vae_part, weights, name, version),
+        origin=Origin(original.ballast(weights, version), *weights.counts),
     )
 
 
@@ -202,10 +216,9 @@ def _refuse_others(version: str, versions: tuple[str, ...], source: str) -> None
     if version in versions:
         return
     if version in _NAMES:
-        known = version in _SD or version in _SDXL
-        way_out = _WAYS_OUT[versions] if known else f"Choose {_NAMES[versions[0]]}."
+        way_out = _WAYS_OUT[versions] if version in (*_SD, *_SDXL) else f"Choose {_WANTED[versions]}."
         raise UserError(f"{source} is {_NAMES[version]}.", key=KEY, hint=way_out)
-    raise UserError(f"{source} is not a Stable Diffusion model.", key=KEY, hint=f"Choose {_NAMES[versions[0]]}.")
+    raise UserError(f"{source} is not a Stable Diffusion model.", key=KEY, hint=f"Choose {_WANTED[versions]}.")
 
 
 def _check_version(version: str, v2: bool, source: str) -> list[str]:
@@ -218,12 +231,12 @@ def _check_version(version: str, v2: bool, source: str) -> list[str]:
     return []
 
 
-def _prediction(parts: _Parts, v_parameterization: bool, notes: list[str]) -> str:
+def _prediction(said: str, v_parameterization: bool, notes: list[str]) -> str:
     """The prediction type: the option decides; a file that says v-prediction is believed without it."""
-    if parts.prediction == "v_prediction" and not v_parameterization:
+    if said == "v_prediction" and not v_parameterization:
         notes.append("The model says that it predicts v; it is trained so although v_parameterization is not set.")
         return "v_prediction"
-    if v_parameterization and parts.prediction == "epsilon":
+    if v_parameterization and said == "epsilon":
         notes.append(
             "v_parameterization is set, but the model says that it predicts noise; it is trained to predict v."
         )

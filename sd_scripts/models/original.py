@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sd_scripts.models import convert, keymap
 from sd_scripts.models.assets import model_config
+from sd_scripts.models.build import Part
+from sd_scripts.models.weights import Weights
 from sd_scripts.schema.errors import UserError
 
 KEY = "pretrained_model_name_or_path"
 HEAD_WIDTH = 64  # of CLIP's heads and of SD2's U-Net heads; SD1's U-Net has 8 heads at every width
 
 
-@dataclass
-class Part:
-    """A part of a model before it becomes a module: its configuration and its weights by diffusers' names."""
-
-    config: dict[str, Any]
-    weights: dict[str, Tensor]
-
-
-def unet_part(weights: Mapping[str, Tensor], version: str, source: str) -> Part:
-    """The U-Net of a single file of `version`.
+def unet_part(weights: Weights, version: str, source: str, dtype: torch.dtype) -> Part:
+    """The U-Net of a single file of `version`, read as `dtype`.
 
     SD2's inner projections become 1x1 convolutions, as sd-scripts runs them from single files; a LoRA trained on them
     has the same shapes there and here.
@@ -34,9 +28,7 @@ def unet_part(weights: Mapping[str, Tensor], version: str, source: str) -> Part:
     Raises:
         UserError: there is no U-Net, it is one for inpainting or depth, or it has unknown weights.
     """
-    found = convert.with_prefix(weights, keymap.UNET_PREFIX)
-    if not found:
-        raise UserError(f"{source} holds no U-Net.", key=KEY, hint="Choose a whole Stable Diffusion model.")
+    found = weights.below(keymap.UNET_PREFIX, dtype)
     shape = keymap.UNET_SHAPES[version]
     config = model_config(version)["unet"]
     try:
@@ -71,22 +63,30 @@ def check_channels(channels: int, source: str) -> None:
         )
 
 
-def text_parts(weights: Mapping[str, Tensor], version: str, source: str) -> list[Part]:
-    """The text encoders of a single file of `version`. Raises UserError when one is missing or damaged."""
-    config = model_config(version)
-    return [
-        _text_part(convert.with_prefix(weights, prefix), config[name], prefix, source)
-        for prefix, name in zip(keymap.TEXT_PREFIXES[version], ("text_encoder", "text_encoder_2"), strict=False)
-    ]
+def check_complete(weights: Weights, version: str, source: str, *, vae: bool) -> None:
+    """Refuse, before anything is read, a file of `version` without U-Net, text encoders or `vae`. Raises UserError."""
+    if not any(name.startswith(keymap.UNET_PREFIX) for name in weights.shapes):
+        raise UserError(f"{source} holds no U-Net.", key=KEY, hint="Choose a whole Stable Diffusion model.")
+    for number, prefix in enumerate(keymap.TEXT_PREFIXES[version], start=1):
+        if not any(name.startswith(prefix) for name in weights.shapes):
+            raise UserError(
+                f"{source} holds no {'second ' if number == 2 else ''}text encoder.",
+                key=KEY,
+                hint="Choose the full version of this model, not a U-Net alone.",
+            )
+    if vae:
+        _want_vae(weights, source, KEY)
 
 
-def _text_part(found: Mapping[str, Tensor], config: dict[str, Any], prefix: str, source: str) -> Part:
-    if not found:
-        raise UserError(
-            f"{source} holds no text encoder under {prefix}",
-            key=KEY,
-            hint="Choose the full version of this model, not a U-Net alone.",
-        )
+def text_part(weights: Weights, version: str, source: str, number: int, dtype: torch.dtype) -> Part:
+    """A text encoder of a single file of `version`, read as `dtype`; `number` counts from 1.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    prefix = keymap.TEXT_PREFIXES[version][number - 1]
+    found = weights.below(prefix, dtype)
+    config = model_config(version)["text_encoder" if number == 1 else f"text_encoder_{number}"]
     layers = config["num_hidden_layers"]
     if prefix.endswith(".transformer."):
         renamed = convert.text_from_clip(found)
@@ -114,17 +114,23 @@ def text_config(config: dict[str, Any], weights: Mapping[str, Tensor], source: s
     }
 
 
-def vae_part(weights: Mapping[str, Tensor], source: str, key: str | None = KEY, version: str = "sd1") -> Part:
+def _want_vae(weights: Weights, source: str, key: str | None) -> str:
+    """The prefix under which a file holds a VAE, as a part of a model or alone. Raises UserError."""
+    for prefix in (keymap.VAE_PREFIX, ""):
+        if f"{prefix}decoder.conv_in.weight" in weights.shapes:
+            return prefix
+    raise UserError(
+        f"{source} holds no VAE.", key=key, hint="Name a VAE file, or choose a model that contains its VAE."
+    )
+
+
+def vae_part(weights: Weights, source: str, version: str, dtype: torch.dtype, key: str | None = KEY) -> Part:
     """A VAE from a whole single file, from a VAE file in the original layout, or from one in diffusers' layout.
 
     Raises:
         UserError: there is no VAE in it, or it is not Stable Diffusion's kind.
     """
-    found = convert.with_prefix(weights, keymap.VAE_PREFIX) or dict(weights)
-    if "decoder.conv_in.weight" not in found:
-        raise UserError(
-            f"{source} holds no VAE.", key=key, hint="Name a VAE file, or choose a model that contains its VAE."
-        )
+    found = weights.below(_want_vae(weights, source, key), dtype)
     if any(name.startswith("encoder.down_blocks.") for name in found):
         renamed = convert.vae_from_old_diffusers(found)
     else:
@@ -140,6 +146,27 @@ def vae_part(weights: Mapping[str, Tensor], source: str, key: str | None = KEY, 
         )
     config["block_out_channels"] = [widths[level] for level in range(4)]
     return Part(config, renamed)
+
+
+def ballast(weights: Weights, version: str) -> dict[str, Tensor]:
+    """What a single file holds beside the modules' weights, by its names there, to be written back unchanged.
+
+    The text encoders' odds and ends and the schedule's numbers. Moving averages of an earlier training are left out,
+    since they would not fit the weights that are saved.
+    """
+    return weights.take([name for name in weights.shapes if _is_ballast(name, version)])
+
+
+def _is_ballast(name: str, version: str) -> bool:
+    prefix = next((prefix for prefix in keymap.TEXT_PREFIXES[version] if name.startswith(prefix)), "")
+    if not prefix:
+        return "." not in name or name.startswith("denoiser.")
+    parts = name[len(prefix) :].split(".")
+    if version == "sdxl" and parts == ["text_projection"]:
+        return False
+    layer = int(parts[2]) if parts[:2] == ["transformer", "resblocks"] else 0
+    unused = version == "sd2" and layer >= model_config(version)["text_encoder"]["num_hidden_layers"]
+    return unused or any(part in convert.IGNORED_TEXT_KEYS for part in parts)
 
 
 def _named(

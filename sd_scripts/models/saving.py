@@ -10,37 +10,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from sd_scripts.models import convert, keymap
 from sd_scripts.models.build import LoadedModel, scheduler_config
 from sd_scripts.models.tokenizer import build_tokenizers
+from sd_scripts.tensorfile import flush_folder, kinds_in_file, write_safetensors, write_torch
 
 TEXT_FOLDERS = ("text_encoder", "text_encoder_2")
 
 
-def original_state_dict(
-    model: LoadedModel, dtype: torch.dtype | None = None, *, contiguous: bool = True
-) -> dict[str, Tensor]:
-    """The whole model by its original single-file names, on the CPU.
+def original_state_dict(model: LoadedModel) -> dict[str, Tensor]:
+    """The whole model by its original single-file names.
 
-    Args:
-        model: of any version.
-        dtype: of the floating point weights; None keeps each as it is.
-        contiguous: lay every tensor out as a file needs it.
+    Tensors are the model's own where both layouts store them alike: on its device, in its types. What else the source
+    had (`model.origin.ballast`) is there too; for a model from a folder, what the published files have.
     """
     weights = _weights(model)
     ballast = model.origin.ballast
     if ballast is None:
         ballast = convert.text_ballast(weights, model.version)
-    weights = {key: _for_file(value, dtype, contiguous) for key, value in weights.items()}
-    return weights | {key: value for key, value in ballast.items() if key not in weights}
+    return {name: value for name, value in ballast.items() if name not in weights} | weights
 
 
 def _weights(model: LoadedModel) -> dict[str, Tensor]:
-    """The weights of all modules by original names, sharing their memory where both layouts store them alike."""
     unet = model.unet.state_dict()
     if model.version == "sd2":
         unet = convert.fit_projections(unet, linear=True)
@@ -58,68 +52,76 @@ def _weights(model: LoadedModel) -> dict[str, Tensor]:
     return {prefix + key: value for prefix, part in parts.items() for key, value in part.items()}
 
 
-def _for_file(value: Tensor, dtype: torch.dtype | None, contiguous: bool = True) -> Tensor:
-    value = value.detach().to("cpu")
-    if dtype is not None and value.is_floating_point():
-        value = value.to(dtype)
-    return value.contiguous() if contiguous else value
-
-
-def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file under a temporary name, flush it to the disk, and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        save_file(dict(tensors), str(aside), metadata=dict(metadata) if metadata else None)
-        with open(aside, "rb+") as handle:
-            os.fsync(handle.fileno())
-        # safetensors creates its files readable by the owner only.
-        mask = os.umask(0)
-        os.umask(mask)
-        aside.chmod(0o666 & ~mask)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def save_single_file(
     model: LoadedModel,
     path: Path,
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
+    *,
+    epoch: int = 0,
+    step: int = 0,
 ) -> Path:
-    """Write the whole model as one safetensors file in the original layout.
+    """Write the whole model as one file in the original layout, complete or not at all.
+
+    Args:
+        model: of any version.
+        path: `.ckpt` writes a pickle of `state_dict`, `epoch` and `global_step`; other suffixes safetensors.
+        dtype: of the weights in the file; None keeps each as it is.
+        metadata: text entries; a .ckpt has no place for them.
+        epoch: finished epochs of this training; what the source counted is added.
+        step: finished steps, likewise.
 
     Returns:
         `path`.
+
+    Raises:
+        OSError: the disk refuses.
     """
-    write_tensors(original_state_dict(model, dtype), path, metadata)
+    tensors = original_state_dict(model)
+    # The schedule's numbers would be spoiled by a cast; programs that find them use them.
+    unchanged = set(model.origin.ballast or ())
+    if path.suffix != ".ckpt":
+        write_safetensors(path, tensors, metadata, dtype, unchanged)
+        return path
+    kinds = kinds_in_file(tensors, dtype, unchanged)
+    content = {name: value.detach().to("cpu", kinds[name]).contiguous() for name, value in tensors.items()}
+    counts = {"epoch": model.origin.epoch + epoch, "global_step": model.origin.step + step}
+    write_torch(path, {"state_dict": content, **counts})
     return path
 
 
-def save_diffusers_folder(model: LoadedModel, folder: Path, dtype: torch.dtype | None = None) -> Path:
+def save_diffusers_folder(
+    model: LoadedModel, folder: Path, dtype: torch.dtype | None = None, *, safetensors: bool = True
+) -> Path:
     """Write the whole model as a diffusers pipeline folder that old and new versions of the libraries read alike.
 
     The text encoder's weights get their `text_model.` level back, which newest transformers leaves out.
 
+    Args:
+        model: of any version.
+        folder: an existing folder there is replaced only after the new one is complete.
+        dtype: of the weights in the files; None keeps each as it is.
+        safetensors: write .safetensors files; else PyTorch's .bin.
+
     Returns:
-        `folder`. An existing folder there is replaced only after the new one is complete.
+        `folder`.
+
+    Raises:
+        OSError: the disk refuses.
     """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         write_configs(model, aside)
-        parts: dict[str, tuple[str, Mapping[str, Tensor]]] = {
-            "unet": ("diffusion_pytorch_model", model.unet.state_dict()),
-            "vae": ("diffusion_pytorch_model", model.vae.state_dict()),
-        }
-        for name, encoder in zip(TEXT_FOLDERS, model.text_encoders, strict=False):
-            projected = isinstance(encoder, CLIPTextModelWithProjection)
-            rename = convert.projected_from_clip if projected else convert.text_to_clip
-            parts[name] = ("model", rename(encoder.state_dict()))
-        for name, (stem, weights) in parts.items():
-            tensors = {key: _for_file(value, dtype) for key, value in weights.items()}
-            write_tensors(tensors, aside / name / f"{stem}.safetensors", {"format": "pt"})
+        for name, weights in _folder_weights(model).items():
+            text = name in TEXT_FOLDERS
+            if safetensors:
+                stem = "model" if text else "diffusion_pytorch_model"
+                write_safetensors(aside / name / f"{stem}.safetensors", weights, {"format": "pt"}, dtype)
+            else:
+                kinds = kinds_in_file(weights, dtype)
+                content = {key: value.detach().to("cpu", kinds[key]).contiguous() for key, value in weights.items()}
+                write_torch(aside / name / f"{'pytorch_model' if text else 'diffusion_pytorch_model'}.bin", content)
         if folder.exists():
             old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
             os.replace(folder, old)
@@ -127,15 +129,36 @@ def save_diffusers_folder(model: LoadedModel, folder: Path, dtype: torch.dtype |
             shutil.rmtree(old)
         else:
             os.replace(aside, folder)
+        flush_folder(folder.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
+def _linear_in_folder(model: LoadedModel) -> bool:
+    """Whether the U-Net's projections run as convolutions here, and as matrices in the published folders."""
+    return model.version == "sd2" and model.origin.ballast is not None
+
+
+def _folder_weights(model: LoadedModel) -> dict[str, Mapping[str, Tensor]]:
+    unet = model.unet.state_dict()
+    parts: dict[str, Mapping[str, Tensor]] = {
+        "unet": convert.fit_projections(unet, linear=True) if _linear_in_folder(model) else unet,
+        "vae": model.vae.state_dict(),
+    }
+    for name, encoder in zip(TEXT_FOLDERS, model.text_encoders, strict=False):
+        projected = isinstance(encoder, CLIPTextModelWithProjection)
+        rename = convert.projected_from_clip if projected else convert.text_to_clip
+        parts[name] = rename(encoder.state_dict())
+    return parts
+
+
 def write_configs(model: LoadedModel, folder: Path) -> None:
     """Write the folder's configs and tokenizer without any weights (also what `from_single_file(config=...)` wants)."""
     _write_json(folder / "model_index.json", pipeline_index(model.version))
-    _write_json(folder / "unet" / "config.json", _config_of(model.unet, "UNet2DConditionModel"))
+    unet = _config_of(model.unet, "UNet2DConditionModel")
+    linear = {"use_linear_projection": True} if _linear_in_folder(model) else {}
+    _write_json(folder / "unet" / "config.json", unet | linear)
     _write_json(folder / "vae" / "config.json", _config_of(model.vae, "AutoencoderKL"))
     for name, encoder in zip(TEXT_FOLDERS, model.text_encoders, strict=False):
         _write_json(

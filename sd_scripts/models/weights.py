@@ -1,6 +1,7 @@
-"""Read weight files of any supported kind as a mapping of named tensors, mapped from the disk where possible.
+"""Read weight files of any supported kind: what is in them at once, the tensors when they are asked for.
 
-Mapped tensors are private: changing one in memory never reaches the file.
+Every tensor has memory of its own. Nothing keeps a file open or mapped, so that a training run does not hold its base
+model twice, and no tensor that is not asked for (moving averages, say) is ever read.
 """
 
 from __future__ import annotations
@@ -8,15 +9,18 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from io import FileIO
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.headers import identify
+from sd_scripts.schema.headers import Header, HeaderError, identify, read_safetensors_header
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 KEY = "pretrained_model_name_or_path"
@@ -38,8 +42,130 @@ _HARMLESS: list[tuple[type, str]] = [
 ]
 
 
-def read_weights(path: Path, key: str | None = KEY) -> dict[str, Tensor]:
-    """All tensors of one weight file, on the CPU, in the file's own types.
+# The types of safetensors files, by their names there.
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+
+
+class Weights(ABC):
+    """The tensors of one weight file, or of several that belong together.
+
+    Attributes:
+        shapes: tensor name -> shape.
+        counts: finished epochs and steps of earlier trainings, where a .ckpt tells them.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    counts: tuple[int, int] = (0, 0)
+
+    @abstractmethod
+    def take(self, names: Iterable[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Read tensors, each into memory of its own on the CPU.
+
+        Args:
+            names: which; all must be there.
+            dtype: of floating point tensors; None leaves them as the file has them.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+
+    def below(self, prefix: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Read the tensors whose names begin with `prefix`, named without it. Raises UserError as `take`."""
+        found = self.take([name for name in self.shapes if name.startswith(prefix)], dtype)
+        return {name[len(prefix) :]: value for name, value in found.items()}
+
+
+class _Safetensors(Weights):
+    def __init__(self, path: Path, key: str | None) -> None:
+        self._path, self._key = path, key
+        try:
+            header = read_safetensors_header(path)
+        except (HeaderError, OSError) as error:
+            raise self._unreadable(error) from error
+        self.shapes = header.shapes
+        self._types = {name: self._type(name, header) for name in header.shapes}
+        self._places = header.places
+
+    def _type(self, name: str, header: Header) -> torch.dtype:
+        kind = header.dtypes[name]
+        if kind not in DTYPES:
+            raise self._unreadable(f"{name} is of type {kind}, which is not known here")
+        if prod(header.shapes[name]) * DTYPES[kind].itemsize != header.places[name][1]:
+            raise self._unreadable("its header is damaged")
+        return DTYPES[kind]
+
+    def _unreadable(self, reason: object) -> UserError:
+        return UserError(
+            f"{self._path} cannot be read as safetensors: {reason}.",
+            key=self._key,
+            hint="Download or copy the file again.",
+        )
+
+    def take(self, names: Iterable[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        # In the order of the file: a disk reads on at its full speed.
+        ordered = sorted(names, key=lambda name: self._places[name])
+        try:
+            with open(self._path, "rb", buffering=0) as handle:
+                return {name: _cast(self._read(handle, name), dtype) for name in ordered}
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _read(self, handle: FileIO, name: str) -> Tensor:
+        start, length = self._places[name]
+        content = torch.empty(length, dtype=torch.uint8)
+        view = memoryview(content.numpy())
+        handle.seek(start)
+        done = 0
+        while done < length:
+            count = handle.readinto(view[done:])
+            if not count:
+                raise self._unreadable("the file became shorter while it was read")
+            done += count
+        return content.view(self._types[name]).reshape(self.shapes[name])
+
+
+class _Pickled(Weights):
+    def __init__(self, tensors: Mapping[str, Tensor], counts: tuple[int, int]) -> None:
+        self._tensors, self.counts = tensors, counts
+        self.shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+
+    def take(self, names: Iterable[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        # A clone, since the tensors of a zip file are mapped and would hold the whole file.
+        return {name: _cast(self._tensors[name], dtype, copy=True).contiguous() for name in names}
+
+
+class _Shards(Weights):
+    def __init__(self, files: Sequence[Weights]) -> None:
+        self._owners = {name: file for file in files for name in file.shapes}
+        self.shapes = {name: file.shapes[name] for name, file in self._owners.items()}
+
+    def take(self, names: Iterable[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        wanted: dict[int, tuple[Weights, list[str]]] = {}
+        for name in names:
+            owner = self._owners[name]
+            wanted.setdefault(id(owner), (owner, []))[1].append(name)
+        return {name: value for owner, part in wanted.values() for name, value in owner.take(part, dtype).items()}
+
+
+def _cast(value: Tensor, dtype: torch.dtype | None, *, copy: bool = False) -> Tensor:
+    return value.to(dtype if dtype is not None and value.is_floating_point() else value.dtype, copy=copy)
+
+
+def open_weights(path: Path, key: str | None = KEY) -> Weights:
+    """One weight file.
 
     Args:
         path: .safetensors, or .ckpt/.pt/.pth/.bin holding nothing but tensors and plain data.
@@ -50,24 +176,31 @@ def read_weights(path: Path, key: str | None = KEY) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UserError(f"There is no model file {path}.", key=key, hint="Check the path.")
-    if path.suffix.lower() in PICKLES:
-        return _read_pickle(path, key)
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as handle:
-            return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        facts = identify(str(path))
-        raise UserError(
-            f"{path} cannot be read as safetensors: {facts.problem or error}.",
-            key=key,
-            hint="Download or copy the file again.",
-        ) from error
+    if path.suffix.lower() not in PICKLES:
+        return _Safetensors(path, key)
+    content = read_pickle(path, key)
+    return _Pickled(_tensors_of(content, path, key), (_count(content, "epoch"), _count(content, "global_step")))
 
 
-def _read_pickle(path: Path, key: str | None) -> dict[str, Tensor]:
+def _count(content: Any, name: str) -> int:
+    value = content.get(name) if isinstance(content, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def read_weights(path: Path, key: str | None = KEY) -> dict[str, Tensor]:
+    """All tensors of one weight file in the file's own types. Arguments and errors as `open_weights`."""
+    return open_weights(path, key).below("")
+
+
+def read_pickle(path: Path, key: str | None = KEY) -> Any:
+    """What a .ckpt, .pt, .pth or .bin file holds: tensors (mapped where the file is a zip) and plain data.
+
+    Raises:
+        UserError: it is damaged, or wants to run code.
+    """
     try:
         with torch.serialization.safe_globals(list(_HARMLESS)):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} holds more than weights, and loading it could run foreign code ({_first_line(error)}).",
@@ -81,7 +214,6 @@ def _read_pickle(path: Path, key: str | None) -> dict[str, Tensor]:
             key=key,
             hint="Download or copy the file again.",
         ) from error
-    return _tensors_of(content, path, key)
 
 
 def _tensors_of(content: Any, path: Path, key: str | None) -> dict[str, Tensor]:
@@ -100,6 +232,11 @@ def _first_line(error: Exception) -> str:
 
 
 def read_part(folder: Path, stems: tuple[str, ...], key: str | None = KEY) -> dict[str, Tensor]:
+    """The weights of one part of a diffusers folder in their own types. Arguments and errors as `open_part`."""
+    return open_part(folder, stems, key).below("")
+
+
+def open_part(folder: Path, stems: tuple[str, ...], key: str | None = KEY) -> Weights:
     """The weights of one part of a diffusers folder: whole or in shards, full or half precision, new or old format.
 
     Full precision is preferred to a variant ("fp16"), safetensors to a pickle.
@@ -114,10 +251,10 @@ def read_part(folder: Path, stems: tuple[str, ...], key: str | None = KEY) -> di
                 older_index = folder / f"{stem}{variant}{suffix}.index.json"
                 for shards in (index, older_index):
                     if shards.is_file():
-                        return _read_shards(shards, key)
+                        return _open_shards(shards, key)
                 whole = folder / f"{stem}{variant}{suffix}"
                 if whole.is_file():
-                    return read_weights(whole, key)
+                    return open_weights(whole, key)
     raise UserError(
         f"{folder} holds no weights ({stems[0]}.safetensors or .bin).",
         key=key,
@@ -125,9 +262,9 @@ def read_part(folder: Path, stems: tuple[str, ...], key: str | None = KEY) -> di
     )
 
 
-def _read_shards(index: Path, key: str | None) -> dict[str, Tensor]:
-    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    weights: dict[str, Tensor] = {}
-    for name in sorted(set(names)):
-        weights |= read_weights(index.parent / name, key)
-    return weights
+def _open_shards(index: Path, key: str | None) -> Weights:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{index} is damaged: {error}.", key=key, hint="Download or copy it again.") from error
+    return _Shards([open_weights(index.parent / name, key) for name in sorted(names)])

@@ -10,7 +10,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ _NAMES = {
     "sd1": "Stable Diffusion 1.x",
     "sd2": "Stable Diffusion 2.x",
     "sdxl": "Stable Diffusion XL",
+    "sdxl_refiner": "Stable Diffusion XL refiner",
     "sd3": "Stable Diffusion 3",
     "flux": "Flux",
     "unknown": "unknown model",
 }
+_REFUSED = {"sdxl_refiner": "it is the refiner of Stable Diffusion XL, which cannot be trained"}
 _LORA_MARKS = (
     "lora_down",
     "lora_up",
@@ -50,12 +52,14 @@ class Header:
         shapes: tensor name -> shape.
         dtypes: tensor name -> type as written there, such as "F16".
         size: bytes of the whole file.
+        places: tensor name -> (first byte, number of bytes) in the file.
     """
 
     metadata: dict[str, str]
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
     size: int
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class ModelFacts:
     """What a path holds.
 
     Attributes:
-        version: "sd1", "sd2", "sdxl", "sd3", "flux" or "unknown".
+        version: "sd1", "sd2", "sdxl", "sdxl_refiner", "sd3", "flux" or "unknown".
         kind: "checkpoint", "diffusers", "vae", "unet", "text_encoder", "lora", "embedding", "pickle",
             "missing" or "other".
         prediction: "epsilon", "v_prediction", or "" where the files do not say.
@@ -107,18 +111,23 @@ def _checked(table: Any, size: int, length: int) -> Header:
     metadata = table.pop("__metadata__", None) or {}
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, str] = {}
+    places: dict[str, tuple[int, int]] = {}
     end = 0
     try:
         for name, entry in table.items():
             shapes[name] = tuple(int(number) for number in entry["shape"])
             dtypes[name] = str(entry["dtype"])
-            end = max(end, int(entry["data_offsets"][1]))
+            first, last = (int(number) for number in entry["data_offsets"])
+            if not 0 <= first <= last:
+                raise ValueError(f"{name} has no place")
+            places[name] = (first + length + 8, last - first)
+            end = max(end, last)
         metadata = {str(key): str(value) for key, value in metadata.items()}
     except (TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
         raise HeaderError("its header is damaged") from error
     if end + length + 8 > size:
         raise HeaderError(f"the file is torn: {size:,} bytes of {end + length + 8:,} are there")
-    return Header(metadata, shapes, dtypes, size)
+    return Header(metadata, shapes, dtypes, size, places)
 
 
 def _impostor(start: bytes) -> str:
@@ -172,10 +181,12 @@ def single_file_version(shapes: Mapping[str, tuple[int, ...]]) -> str:
         return "flux"
     if any("joint_blocks." in key for key in shapes):
         return "sd3"
+    if any(key.startswith("conditioner.embedders.0.model.") for key in shapes):
+        return "sdxl_refiner"
     if any(key.startswith("conditioner.embedders.") for key in shapes):
         return "sdxl"
     width = next((shapes[key][1] for key in shapes if key.endswith("attn2.to_k.weight") and len(shapes[key]) == 2), 0)
-    known = {768: "sd1", 1024: "sd2", 2048: "sdxl"}.get(width)
+    known = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl_refiner"}.get(width)
     if known:
         return known
     if any(key.startswith("cond_stage_model.model.") for key in shapes):
@@ -201,7 +212,8 @@ def _single(header: Header) -> ModelFacts:
     if any(key.startswith("model.diffusion_model.") for key in shapes):
         whole = any(key.startswith(("cond_stage_model.", "conditioner.")) for key in shapes)
         missing = "" if whole else ", without text encoder"
-        return ModelFacts(version, "checkpoint" if whole else "unet", prediction, _NAMES[version] + " file" + missing)
+        detail = _NAMES[version] + " file" + missing
+        return ModelFacts(version, "checkpoint" if whole else "unet", prediction, detail, _REFUSED.get(version, ""))
     if version in ("flux", "sd3"):
         return ModelFacts(version, "unet", prediction, _NAMES[version] + " file")
     if "decoder.conv_in.weight" in shapes or "first_stage_model.decoder.conv_in.weight" in shapes:
@@ -231,7 +243,7 @@ def folder_version(index: Mapping[str, Any], unet: Mapping[str, Any], text: Mapp
     if "StableDiffusion3" in pipeline:
         return "sd3"
     if "XL" in pipeline or "text_encoder_2" in index:
-        return "sdxl"
+        return "sdxl_refiner" if unet.get("cross_attention_dim") == 1280 else "sdxl"
     known = {768: "sd1", 1024: "sd2", 2048: "sdxl"}.get(unet.get("cross_attention_dim", 0))
     if known:
         return known
@@ -247,8 +259,9 @@ def _folder(folder: Path) -> ModelFacts:
         return ModelFacts(problem="the folder holds no model_index.json, so it is no diffusers model")
     version = folder_version(index, _json(folder / "unet/config.json"), _json(folder / "text_encoder/config.json"))
     prediction = str(_json(folder / "scheduler/scheduler_config.json").get("prediction_type", "epsilon"))
-    needed = ("unet", "vae", "text_encoder") if version in ("sd1", "sd2", "sdxl") else ()
+    known = version in ("sd1", "sd2", "sdxl")
+    needed = ("unet", "vae", "text_encoder", *(("text_encoder_2",) if version == "sdxl" else ())) if known else ()
     gone = [part for part in needed if not (folder / part / "config.json").is_file()]
-    problem = f"the folder is incomplete: {', '.join(gone)} missing" if gone else ""
+    problem = f"the folder is incomplete: {', '.join(gone)} missing" if gone else _REFUSED.get(version, "")
     said = ", v-prediction" if prediction == "v_prediction" else ""
     return ModelFacts(version, "diffusers", prediction, f"{_NAMES[version]} folder{said}", problem)

@@ -64,7 +64,7 @@ def _shapes(model: LoadedModel) -> dict[str, tuple[int, ...]]:
     for part in (model.unet, *model.text_encoders, model.vae):
         flat = {name: torch.zeros(()).expand(value.shape) for name, value in part.state_dict().items()}
         part.load_state_dict(flat, assign=True)
-    return {name: tuple(value.shape) for name, value in original_state_dict(model, contiguous=False).items()}
+    return {name: tuple(value.shape) for name, value in original_state_dict(model).items()}
 
 
 def test_the_folder_opens_in_diffusers_and_transformers(tmp_path: Path) -> None:

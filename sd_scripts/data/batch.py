@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sd_scripts.data.batch_type import Batch
 from sd_scripts.data.cache import CachedLatents, Wanted, read_latents
+from sd_scripts.data.control import same_shape
 from sd_scripts.data.dataset import Dataset, DatasetGroup, ImageRecord
 from sd_scripts.data.foreign import as_batch
 from sd_scripts.data.image import (
@@ -23,7 +24,7 @@ from sd_scripts.data.image import (
     to_tensor,
 )
 from sd_scripts.data.text_cache import TextCache
-from sd_scripts.schema.buckets import Size, cover
+from sd_scripts.schema.buckets import Size
 from sd_scripts.schema.captions import Moment, compose
 from sd_scripts.schema.errors import DataError
 
@@ -159,8 +160,8 @@ def _conditioning(group: DatasetGroup, record: ImageRecord, picture: Picture) ->
 
 
 def _same_shape(record: ImageRecord, other: Picture, size: Size) -> Picture:
-    width, height = cover(other.size, size)
-    if abs(width - size[0]) > 2 or abs(height - size[1]) > 2:
+    """The other picture in this size. It was of the same shape when the pictures were found."""
+    if not same_shape(size, other.size):
         raise DataError(
             f"{record.conditioning} is {other.size[0]}x{other.size[1]}, which does not go with {record.path} "
             f"of {size[0]}x{size[1]} pixels: they must have the same shape.",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sd_scripts.data.config import SubsetSpec
+from sd_scripts.data.control import check_shapes
 from sd_scripts.data.image import picture_size
 from sd_scripts.data.info_cache import InfoCache
 from sd_scripts.data.npz import read_arrays
@@ -139,9 +140,10 @@ def _attach_conditioning(found: FoundSubset, folder: Path) -> None:
             hint="It must have the same name as the picture.",
         )
     found.images.conditioning = files
+    check_shapes(found.images, _sizes(str(folder), [os.path.basename(file) for file in files], None)[0])
     if by_stem and found.spec.conditioning_must_match:
         raise DataError(
-            f"{folder} has {len(by_stem)} pictures that go with no training picture: "
+            f"{folder} has {len(by_stem)} picture(s) that go with no training picture: "
             f"{', '.join(sorted(by_stem.values())[:5])}",
             key="conditioning_data_dir",
         )

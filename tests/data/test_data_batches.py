@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_kit import blueprint, save_photo
+from data_kit import blueprint
 from PIL import Image
 
 from sd_scripts.data.batch import Batch, make_batch
@@ -262,32 +262,6 @@ def test_pictures_without_a_mask_are_learned_everywhere(tmp_path: Path, dogs: Pa
         assert batch.masks is not None
         for path_, mask in zip(batch.paths, batch.masks):
             assert mask.mean().item() == pytest.approx(0.2 if "cat" in path_ else 1.0)
-
-
-def test_a_mask_of_another_shape_is_an_error(tmp_path: Path, folder: Folder) -> None:
-    folder("1_a", [(128, 64)])
-    half_mask(tmp_path / "masks" / "im00.png", (64, 64))
-    group = group_of(tmp_path, conditioning_data_dir=tmp_path / "masks", enable_bucket=False)
-    with pytest.raises(DataError, match="same shape"):
-        make_batch(group, 0, 1)
-
-
-def test_control_pictures_are_cut_at_the_same_place(tmp_path: Path, folder: Folder) -> None:
-    place = folder("1_a", [(150, 90)])
-    save_photo(tmp_path / "control" / "im00.png", (150, 90))
-    path = tmp_path / "data.toml"
-    text = (
-        f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{place}'\nconditioning_data_dir = '{tmp_path / 'control'}'\n"
-    )
-    path.write_text(text, encoding="utf-8")
-    made = blueprint(dataset_config=path, control_images=True, random_crop=True, flip_aug=True)
-    group, _ = build(made, 1)
-    for epoch in range(1, 6):
-        batch = make_batch(group, 0, epoch)
-        assert batch.masks is None
-        assert batch.images is not None
-        assert batch.conditioning_images is not None
-        assert torch.equal(batch.images, batch.conditioning_images)
 
 
 def test_random_crop_without_buckets_keeps_the_pictures_scale(tmp_path: Path, folder: Folder) -> None:

@@ -16,32 +16,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sd_scripts.schema.errors import UserError
-from sd_scripts.tensorfile import (
-    atomic_path,
-    flush,
-    flush_folder,
-    prepare_tensors,
-    write_safetensors,
-    write_torch,
-    write_weights,
-    writing_errors,
-)
+from sd_scripts.tensorfile import write_safetensors, write_weights
 
-__all__ = [
-    "TORCH_SUFFIXES",
-    "ParameterGroup",
-    "atomic_path",
-    "flush",
-    "flush_folder",
-    "prepare_tensors",
-    "read_weights",
-    "write_safetensors",
-    "write_torch",
-    "write_weights",
-    "writing_errors",
-]
-
-TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+__all__ = ["ParameterGroup", "read_weights", "write_safetensors", "write_weights"]
 
 
 @dataclass

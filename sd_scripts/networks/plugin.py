@@ -24,9 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sd_scripts.networks import lycoris_compat
-from sd_scripts.networks.base import ParameterGroup, atomic_path
+from sd_scripts.networks.base import ParameterGroup
 from sd_scripts.networks.hashes import with_hashes
 from sd_scripts.schema.errors import UserError
+from sd_scripts.tensorfile import atomic_path
 
 logger = logging.getLogger(__name__)
 

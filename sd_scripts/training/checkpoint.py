@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_scripts.schema.errors import UserError
+from sd_scripts.tensorfile import write_safetensors, write_torch
 from sd_scripts.training import rng, state_files
 from sd_scripts.training.naming import last_stem
 from sd_scripts.training.notice import Notice
@@ -116,14 +117,14 @@ def save_state(
     expected = [state_files.random_states_name(index) for index in range(num_processes)]
     with state_files.writing(folder, is_main, barrier, about, expected) as inside:
         if is_main:
-            state_files.write_tensors(inside / state_files.WEIGHTS, _tensors(parts.module))
-            state_files.write_torch(inside / state_files.OPTIMIZER, parts.created.optimizer.state_dict())
-            state_files.write_torch(inside / state_files.SCHEDULER, parts.scheduler.state_dict())
+            write_safetensors(inside / state_files.WEIGHTS, _tensors(parts.module))
+            write_torch(inside / state_files.OPTIMIZER, parts.created.optimizer.state_dict())
+            write_torch(inside / state_files.SCHEDULER, parts.scheduler.state_dict())
             if parts.scaler is not None:
-                state_files.write_torch(inside / state_files.SCALER, parts.scaler.state_dict())
+                write_torch(inside / state_files.SCALER, parts.scaler.state_dict())
             short = {"current_epoch": int(progress.get("epoch", 0)), "current_step": int(progress.get("step", 0))}
             state_files.write_json(inside / state_files.PROGRESS, short)
-        state_files.write_torch(inside / state_files.random_states_name(process_index), rng.capture())
+        write_torch(inside / state_files.random_states_name(process_index), rng.capture())
     return folder
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sd_scripts.networks.base import write_safetensors
 from sd_scripts.networks.hashes import model_hash, network_hashes, sha256_of_file, with_hashes
 from sd_scripts.schema.dataset import CaptionOptions, DatasetOptions
 from sd_scripts.schema.loss import LossOptions
@@ -21,6 +20,7 @@ from sd_scripts.schema.optimizer import OptimizerOptions
 from sd_scripts.schema.saving import SavingOptions
 from sd_scripts.schema.training import TrainingOptions
 from sd_scripts.schema.validation import ValidationOptions
+from sd_scripts.tensorfile import write_safetensors
 
 __all__ = [
     "MINIMUM_KEYS",

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from sd_scripts.networks.base import atomic_path, flush, flush_folder, writing_errors
 from sd_scripts.schema.errors import UserError
+from sd_scripts.tensorfile import atomic_path, flush_folder
 
 # accelerate's names, so that either program finds its way in the other's folder.
 WEIGHTS, OPTIMIZER, SCHEDULER, SCALER = "model.safetensors", "optimizer.bin", "scheduler.bin", "scaler.pt"
@@ -44,20 +44,6 @@ def random_states_name(process_index: int) -> str:
 def _beside(folder: Path, ending: str) -> Path:
     """A hidden name in the same place, so that renaming stays within one file system."""
     return folder.with_name(f".{folder.name}.{ending}")
-
-
-def write_torch(path: Path, content: object) -> None:
-    """Write with torch.save, complete or absent, and flushed to the disk."""
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors exactly as they are. Copies, because safetensors refuses tensors that share memory."""
-    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    with writing_errors(path):
-        save_file(copies, str(path))
-    flush(path)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

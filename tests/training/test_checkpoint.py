@@ -21,6 +21,7 @@ from small_job import Job
 from torch import nn
 
 from sd_scripts.schema.errors import UserError
+from sd_scripts.tensorfile import write_torch
 from sd_scripts.training import state_files
 from sd_scripts.training.checkpoint import (
     StateParts,
@@ -373,7 +374,7 @@ def test_one_failing_process_holds_no_other_up(tmp_path: Path) -> None:
             with state_files.writing(folder, index == 0, wall.wait, about, names) as inside:
                 if index == 1:
                     raise OSError(28, "No space left on device")
-                state_files.write_torch(inside / names[0], jobs[index].created.optimizer.state_dict())
+                write_torch(inside / names[0], jobs[index].created.optimizer.state_dict())
             outcomes[index] = "written"
         except OSError as error:
             outcomes[index] = str(error)

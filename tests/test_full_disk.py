@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sd_scripts.networks.base import write_safetensors, write_torch, write_weights
-from sd_scripts.training import state_files
+from sd_scripts.tensorfile import write_safetensors, write_torch, write_weights
 
 resource = pytest.importorskip("resource", reason="Windows has no limit on the size of files")
 LARGE = {"w": torch.zeros(300_000)}
@@ -29,7 +28,6 @@ def small_files() -> Iterator[None]:
         ("a.safetensors", write_weights),
         ("a.pt", write_torch),
         ("a.ckpt", write_weights),
-        ("optimizer.bin", state_files.write_torch),
     ],
 )
 def test_a_refusing_disk_is_an_oserror_and_leaves_the_older_file(
@@ -43,11 +41,6 @@ def test_a_refusing_disk_is_an_oserror_and_leaves_the_older_file(
     assert raised.value.strerror
     assert path.read_bytes() == whole
     assert [file.name for file in tmp_path.iterdir()] == [name]
-
-
-def test_a_state_s_weights_too(tmp_path: Path, small_files: None) -> None:
-    with pytest.raises(OSError, match="too large"):
-        state_files.write_tensors(tmp_path / "model.safetensors", LARGE)
 
 
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:

@@ -125,15 +125,15 @@ def say(text: str) -> None:
 class Ticker:
     """Says how far a long work is, every two seconds at most."""
 
-    def __init__(self, what: str, total: int) -> None:
+    def __init__(self, what: str, total: int = 0) -> None:
         self._what, self._total = what, total
         self._last = time.monotonic()
 
-    def at(self, done: int) -> None:
-        """So many are done."""
+    def at(self, done: int, total: int | None = None) -> None:
+        """So many are done, of so many where that was not known before."""
         if time.monotonic() - self._last >= _BETWEEN_LINES:
             self._last = time.monotonic()
-            say(f"{self._what}: {done} of {self._total}")
+            say(f"{self._what}: {done} of {self._total if total is None else total}")
 
 
 def counted(items: Sequence[_T], what: str) -> Iterator[_T]:

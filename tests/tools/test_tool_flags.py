@@ -46,8 +46,8 @@ def test_options_are_as_known(script: str) -> None:
     assert [key for key, field in fields.items() if not field.flag] == positionals
     for key, fact in known.items():
         field = fields[key]
-        assert field.type == {"flag": "bool"}.get(fact["type"], fact["type"]), key
-        assert field.default == fact.get("default", False if fact["type"] == "flag" else None), key
+        assert field.type == fact["type"], key
+        assert field.default == fact.get("default", False if fact["type"] == "bool" else None), key
         assert set(fact.get("choices", ())) == set(field.choices), key
         assert field.nargs == fact.get("nargs"), key
         assert is_required(field) == fact.get("required", False), key

@@ -44,6 +44,7 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     found = find_command(command)
     parser = _Parser(
         prog=Path(found.module).name,
+        usage=f"accelerate launch {found.module} [--option value ...]",
         argument_default=argparse.SUPPRESS,
         description=f"Train: {found.title}. Options may also stand in a TOML file, given with --config_file. "
         "docs/options.md lists them all.",
@@ -114,7 +115,7 @@ def parse(command: str, argv: Sequence[str], heeded: Collection[str] | None = No
         sys.exit(0)
     findings = check(command, given)
     if heeded is not None:
-        findings = [found for found in findings if found.key not in fields or fields[found.key].attr in heeded]
+        findings = [found for found in findings if not found.key or found.key not in fields or fields[found.key].attr in heeded]
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         _raise(errors)

@@ -212,9 +212,9 @@ class LatentDiffusion(ABC):
             origin=model.extras.get("origin") or Origin(),
         )
         if file_format in FOLDER_FORMATS:
-            save_diffusers_folder(whole, path, dtype)
+            save_diffusers_folder(whole, path, dtype, safetensors=file_format == "diffusers_safetensors")
         else:
-            save_single_file(whole, path, dtype, metadata)
+            save_single_file(whole, path, dtype, metadata, epoch=epoch, step=step)
 
 
 def model_of(loaded: LoadedModel, dtype: torch.dtype) -> Model:

@@ -35,14 +35,29 @@ def clip_vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
 
 
 def build_tokenizer(version: str, number: int = 1) -> CLIPTokenizer:
-    """CLIP's tokenizer as a text encoder wants it padded: with the end mark, or with "!" (id 0).
+    """CLIP's tokenizer as a text encoder wants it padded: with the end mark, or with id 0.
 
     Args:
         version: "sd1", "sd2" or "sdxl".
         number: 2 for SDXL's second text encoder.
     """
+    return _padded(_built(version, number), number)
+
+
+def _padded(tokenizer: CLIPTokenizer, number: int) -> CLIPTokenizer:
+    """SDXL's second tokenizer fills with id 0, and still reads a "!" in a text as the word it is.
+
+    A tokenizer that is made with "!" for filling takes every "!" for filling, as SD2's does; only the id is changed
+    here, after it is made, as kohya's trainers do it.
+    """
+    if number == 2:
+        tokenizer.pad_token_id = 0
+    return tokenizer
+
+
+def _built(version: str, number: int) -> CLIPTokenizer:
     merges = clip_merges()
-    pad = model_config(version)["tokenizer" if number == 1 else f"tokenizer_{number}"]["pad_token"]
+    pad = EOS if number == 2 else model_config(version)["tokenizer"]["pad_token"]
     return CLIPTokenizer(
         vocab=clip_vocabulary(merges),
         merges=merges,
@@ -78,9 +93,9 @@ def load_tokenizer(version: str, cache_dir: str | None = None, number: int = 1) 
         return build_tokenizer(version, number)
     folder = Path(cache_dir) / CACHE_NAMES[version if number == 1 else f"{version}_{number}"]
     if not folder.is_dir():
-        tokenizer = build_tokenizer(version, number)
+        tokenizer = _built(version, number)
         tokenizer.save_pretrained(str(folder))
-        return tokenizer
+        return _padded(tokenizer, number)
     tokenizer = None
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
@@ -88,7 +103,7 @@ def load_tokenizer(version: str, cache_dir: str | None = None, number: int = 1) 
         raise _broken_cache(folder, str(error)) from error
     if len(tokenizer) < 49408:
         raise _broken_cache(folder, f"it knows only {len(tokenizer)} tokens")
-    return tokenizer
+    return _padded(tokenizer, number)
 
 
 def _broken_cache(folder: Path, detail: str) -> UserError:

@@ -18,6 +18,7 @@ from sd_scripts.families.sd import StableDiffusion
 from sd_scripts.families.sdxl import StableDiffusionXL, pool
 from sd_scripts.models.build import make_projected_text_encoder, make_text_encoder
 from sd_scripts.models.fp8 import FP8
+from sd_scripts.models.text import tokenise
 from sd_scripts.models.tokenizer import build_tokenizers
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.model import ModelOptions
@@ -27,6 +28,7 @@ FAMILY = StableDiffusionXL()
 CASES: dict[str, list[dict[str, Any]]] = json.loads(
     (Path(__file__).parent / "data" / "sdxl.json").read_text(encoding="utf-8")
 )
+TOKENIZERS = build_tokenizers("sdxl")
 SIZES = torch.tensor([[832.0, 1216, 0, 16, 512, 768], [64, 64, 0, 0, 64, 64]])
 
 
@@ -74,7 +76,7 @@ def recipe_model() -> Model:
     first = make_text_encoder(config | {"num_hidden_layers": 12, "hidden_act": "quick_gelu"})
     second = make_projected_text_encoder(config | {"num_hidden_layers": 32, "hidden_act": "gelu", "projection_dim": 8})
     nothing = nn.Identity()
-    return Model(nothing, [_filled(first), _filled(second)], build_tokenizers("sdxl"), nothing, "sdxl", "epsilon")
+    return Model(nothing, [_filled(first), _filled(second)], TOKENIZERS, nothing, "sdxl", "epsilon")
 
 
 @cases("hidden_states")
@@ -88,6 +90,13 @@ def test_text_states_are_those_of_sd_scripts(case: dict[str, Any], recipe_model:
     assert_same(outputs["hidden_state1"][None], want["hidden1"], 1e-4)
     assert_same(outputs["hidden_state2"][None], want["hidden2"], 1e-4)
     assert_same(outputs["pool2"][None], want["pool2"], 1e-4)
+
+
+@cases("second_tokenizer")
+def test_the_second_tokenizer_fills_with_id_0_and_still_reads_exclamation_marks(case: dict[str, Any]) -> None:
+    for length, rows in case["rows"].items():
+        ids = tokenise(TOKENIZERS[1], [case["text"]], None if length == "None" else int(length))
+        assert ids[0].tolist() == [[number for number, count in row for _ in range(count)] for row in rows]
 
 
 @cases("pooled_output")

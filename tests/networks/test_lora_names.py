@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from functools import cache
@@ -13,29 +14,43 @@ import torch
 from torch import nn
 
 from sd_scripts.models.assets import model_config
-from sd_scripts.models.build import make_text_encoder, make_unet
+from sd_scripts.models.build import make_text_encoders, make_unet
 from sd_scripts.models.view import text_view, unet_view
 from sd_scripts.networks.lora import LoRANetwork, create_network
 from sd_scripts.networks.lora_blocks import block_index
+from sd_scripts.networks.plugin import as_plugged
 from sd_scripts.schema.errors import UserError
 
 DATA = Path(__file__).parent / "data"
 MODULES: dict[str, list[list[Any]]] = json.loads((DATA / "lora_modules.json").read_text(encoding="utf-8"))
 VECTORS = json.loads((DATA / "lora_vectors.json").read_text(encoding="utf-8"))
-SD1_GROUPS = [case for case in VECTORS["param_groups"] if case["in"]["family"] == "sd1"]
+XL_MODULES = json.loads((DATA / "lora_modules_sdxl.json").read_text(encoding="utf-8"))
 
 
 @cache
-def views(version: str) -> tuple[nn.Module, nn.Module]:
+def views(version: str) -> tuple[list[nn.Module], nn.Module]:
     config = model_config(version)
     with torch.device("meta"):
-        unet, text_encoder = make_unet(config["unet"]), make_text_encoder(config["text_encoder"])
-    return text_view(text_encoder), unet_view(unet)
+        unet, text_encoders = make_unet(config["unet"]), make_text_encoders(config)
+    return [text_view(encoder) for encoder in text_encoders], unet_view(unet)
 
 
 def network(version: str, dim: int = 1, alpha: float = 1, **arguments: str) -> LoRANetwork:
-    text_encoder, unet = views(version)
-    return create_network(1.0, dim, alpha, None, text_encoder, unet, **arguments)
+    text_encoders, unet = views(version)
+    return create_network(1.0, dim, alpha, None, as_plugged(text_encoders), unet, **arguments)
+
+
+def described(made: LoRANetwork) -> list[list[Any]]:
+    """Name, kind of layer, width in, width out of every module, in order."""
+    rows: list[list[Any]] = []
+    for lora in made.loras:
+        layer = lora.org_module
+        if isinstance(layer, nn.Conv2d):
+            kind = "conv1x1" if layer.kernel_size == (1, 1) else "conv3x3"
+            rows.append([lora.lora_name, kind, layer.in_channels, layer.out_channels])
+        else:
+            rows.append([lora.lora_name, "linear", layer.in_features, layer.out_features])
+    return rows
 
 
 @pytest.mark.parametrize("version", ["sd1", "sd2"])
@@ -43,19 +58,25 @@ def network(version: str, dim: int = 1, alpha: float = 1, **arguments: str) -> L
 def test_modules_are_those_of_the_original_in_its_order(version: str, with_convolutions: bool) -> None:
     made = network(version, **({"conv_dim": "1"} if with_convolutions else {}))
     expected = [row for row in MODULES[version] if with_convolutions or row[4]]
-    got = []
-    for lora in made.loras:
-        layer = lora.org_module
-        if isinstance(layer, nn.Conv2d):
-            kind = "conv1x1" if layer.kernel_size == (1, 1) else "conv3x3"
-            got.append([lora.lora_name, kind, layer.in_channels, layer.out_channels])
-        else:
-            got.append([lora.lora_name, "linear", layer.in_features, layer.out_features])
+    got = described(made)
     # SD2's projections are linear layers in diffusers; single files were read as 1x1 convolutions there.
     linear = ("_proj_in", "_proj_out") if version == "sd2" else ()
     wanted = [[name, "linear" if name.endswith(linear) else kind, *size] for name, kind, *size, _ in expected]
     assert sorted(got) == sorted(wanted)
     assert [row[0] for row in got] == [row[0] for row in wanted]
+
+
+@pytest.mark.parametrize("kind", ["default", "with_convolutions"])
+def test_modules_of_sdxl_are_those_of_the_original_in_its_order(kind: str) -> None:
+    made = network("sdxl", **({} if kind == "default" else {"conv_dim": "1"}))
+    expected, got = XL_MODULES[kind], described(made)
+    prefixes = Counter(name.split("_")[1] for name, *_ in got)
+    assert prefixes == {part: expected[part] for part in ("te1", "te2", "unet")}
+    assert Counter(row[1] for row in got) == expected["kinds"]
+    assert (got[0][0], got[-1][0]) == (expected["first"], expected["last"])
+    # Every name, kind and width, in order.
+    text = "\n".join(" ".join(str(part) for part in row) for row in got)
+    assert hashlib.sha256(text.encode()).hexdigest() == expected["sha256"]
 
 
 def test_modules_per_block() -> None:
@@ -65,10 +86,10 @@ def test_modules_per_block() -> None:
     assert counted == case["out"]["count_per_index"]
 
 
-@pytest.mark.parametrize("case", SD1_GROUPS, ids=lambda case: case["id"])
+@pytest.mark.parametrize("case", VECTORS["param_groups"], ids=lambda case: case["id"])
 def test_optimizer_groups(case: dict[str, Any]) -> None:
     given, expected = case["in"], case["out"]
-    made = network("sd1", given["network_dim"], given["network_alpha"], **given["network_args"])
+    made = network(given["family"], given["network_dim"], given["network_alpha"], **given["network_args"])
     assert len(made.text_encoder_loras) == expected["te_modules"]
     assert len(made.unet_loras) == expected["unet_modules"]
     made.apply_to()
@@ -83,10 +104,21 @@ def test_optimizer_groups(case: dict[str, Any]) -> None:
         }
         for group in groups
     ]
-    # Where the older program left the rate out, the optimizer's default rate held: the same number.
+    # Where the older program left the rate out, the optimizer's default rate held: the same number. A part with rate 0
+    # was a group of its own there, which trained nothing.
     wanted = [
-        {**group, "lr": given["default_lr"] if group["lr"] == "absent" else group["lr"]} for group in expected["groups"]
+        {**group, "lr": given["default_lr"] if group["lr"] == "absent" else group["lr"]}
+        for group in expected["groups"]
+        if group["lr"] != 0
     ]
+    if given["family"] == "sdxl" and "down_lr_weight" in given["network_args"]:
+        # The older program had no block weights for SDXL and passed over them; here, as in newer ones, they count.
+        unet = [group for group in got if group["lr"] != given["text_encoder_lr"] or group["tensors"] != 528]
+        assert got[:1] == wanted[:1] and len(unet) > 1
+        assert [sum(group[key] for group in unet) for key in ("tensors", "numel")] == [
+            wanted[1][key] for key in ("tensors", "numel")
+        ]
+        return
     assert got == wanted
     if expected["descriptions"] is not None:
         assert names == expected["descriptions"]
@@ -103,8 +135,8 @@ def test_a_part_with_rate_zero_is_frozen_and_has_no_group() -> None:
 
 
 def test_several_text_encoders_have_numbered_names_and_own_rates() -> None:
-    text_encoder, unet = views("sd1")
-    made = create_network(1.0, 1, 1, None, [text_encoder, text_encoder], unet)
+    text_encoders, unet = views("sd1")
+    made = create_network(1.0, 1, 1, None, text_encoders * 2, unet)
     assert made.loras[0].lora_name == "lora_te1_text_model_encoder_layers_0_self_attn_k_proj"
     assert made.loras[72].lora_name == "lora_te2_text_model_encoder_layers_0_self_attn_k_proj"
     made.apply_to()

@@ -68,7 +68,7 @@ class BatchOrder:
 
 
 def shuffle(items: list[int], rng: random.Random) -> None:
-    """As `rng.shuffle(items)`, which asks for the same bits in the same order, in a third of the time."""
+    """As `rng.shuffle(items)`: it asks for the same bits in the same order, without two calls for every item."""
     bits = rng.getrandbits
     for last in range(len(items) - 1, 0, -1):
         width = (last + 1).bit_length()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sd_scripts.data.bucket import BatchOrder, BucketCount, shuffle
+from sd_scripts.data.bucket import BatchOrder, BucketCount
 from sd_scripts.data.cache import cache_group
 from sd_scripts.data.config import Blueprint, DatasetSpec, SubsetSpec
 from sd_scripts.data.foreign import load_foreign
@@ -309,7 +309,7 @@ def _split(spec: DatasetSpec, subsets: Sequence[FoundSubset], seed: int) -> tupl
             train.append(subset)
             continue
         numbers = list(range(len(subset.images)))
-        shuffle(numbers, random.Random(choice))
+        random.Random(choice).shuffle(numbers)
         cut = len(numbers) - round(len(numbers) * spec.validation_split)
         train.append(replace(subset, images=subset.images.take(numbers[:cut])))
         measured = subset.images.take(numbers[cut:])

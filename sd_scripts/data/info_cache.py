@@ -15,7 +15,7 @@ from typing import Any
 
 from sd_scripts.data.image import picture_size
 from sd_scripts.schema.buckets import Size
-from sd_scripts.schema.filememory import stamps_of
+from sd_scripts.schema.filememory import read_stamps, stamps_of
 
 FILE_NAME = "metadata_cache.json"
 _Entry = tuple[int, int, int, int, str]  # bytes, time of change in ns, width, height, caption
@@ -45,8 +45,8 @@ class InfoCache:
 
     @cached_property
     def _stamps(self) -> dict[str, tuple[int, int]]:
-        stamps = stamps_of(str(self._folder), self._names)
-        return dict(zip(self._names, zip(stamps.lengths, stamps.changed)))
+        stamps = read_stamps(stamps_of(str(self._folder), self._names))
+        return {name: (length, changed) for name, (length, changed, _) in zip(self._names, stamps)}
 
     @property
     def exists(self) -> bool:

@@ -17,8 +17,8 @@ import tempfile
 import time
 import zlib
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sd_scripts.schema.filework import READ_FLAGS, in_parallel
@@ -33,8 +33,8 @@ _MOST_FILES, _MOST_BYTES, _LARGEST = 256, 1 << 30, 1 << 28
 _ENDING, _UNFINISHED = ".facts", ".part"
 _DAY = 24 * 3600
 _TICK_NS, _COARSE_NS, _COARSE_STEP = 20_000_000, 2_000_000_000, 10_000_000
-_NEVER = -2  # a length that no file has
-_GONE = -1
+_STAMP = struct.Struct("=3q")
+_GONE, _UNSETTLED = _STAMP.pack(-1, 0, 0), _STAMP.pack(-2, 0, 0)
 
 logger = logging.getLogger(__name__)
 
@@ -53,20 +53,11 @@ class Facts:
 
 
 @dataclass(slots=True)
-class Stamps:
-    """Length in bytes, time of change and time of the inode in ns, for each of some files; -1 for one that is gone."""
-
-    lengths: "array[int]" = field(default_factory=_numbers)
-    changed: "array[int]" = field(default_factory=_numbers)
-    inode: "array[int]" = field(default_factory=_numbers)
-
-
-@dataclass(slots=True)
 class _Stored:
     """Content of one of our files."""
 
     names: list[str]
-    stamps: Stamps
+    stamps: bytes
     facts: Facts
 
 
@@ -86,34 +77,38 @@ def cache_folder() -> Path | None:
     return Path(base) / "kohya-gui" if os.path.isabs(base) else None
 
 
-def stamps_of(folder: str, names: Sequence[str]) -> Stamps:
-    """Stamps of files in a folder, in order, following links. Raises OSError where the folder cannot be opened."""
+def stamps_of(folder: str, names: Sequence[str]) -> bytes:
+    """What tells whether files in a folder changed, in order, following links; see `read_stamps`.
+
+    Raises OSError where the folder cannot be opened.
+    """
     if os.stat not in os.supports_dir_fd:
         with os.scandir(folder) as entries:
             there = {entry.name: _stamp(entry.stat()) for entry in entries if entry.is_file()}
-        return _columns([there.get(name, (_GONE, _GONE, _GONE)) for name in names])
+        return b"".join([there.get(name, _GONE) for name in names])
     handle = os.open(folder, READ_FLAGS)
-    stat = os.stat
+    stat, pack = os.stat, _STAMP.pack
 
-    def look(name: str) -> tuple[int, int, int]:
+    def look(name: str) -> bytes:
         try:
             status = stat(name, dir_fd=handle)
         except OSError:
-            return _GONE, _GONE, _GONE
-        return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+            return _GONE
+        return pack(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     try:
-        return _columns(in_parallel(look, names))
+        return b"".join(in_parallel(look, names))
     finally:
         os.close(handle)
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+def _stamp(status: os.stat_result) -> bytes:
+    return _STAMP.pack(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _columns(rows: list[tuple[int, int, int]]) -> Stamps:
-    return Stamps(*(array("q", [row[column] for row in rows]) for column in range(3)))
+def read_stamps(stamps: bytes) -> Iterator[tuple[int, int, int]]:
+    """Of every file its length in bytes, and in ns its time of change and that of its inode; length -1: it is gone."""
+    return _STAMP.iter_unpack(stamps)
 
 
 def facts_of(
@@ -135,7 +130,7 @@ def facts_of(
     """
     place = _place(folder, kind) if len(names) >= FEWEST else None
     now = time.time_ns()  # before the stamps: a change during the reading must look new the next time
-    stamps = Stamps()
+    stamps = b""
     if place is not None:
         try:
             stamps = stamps_of(folder, names)
@@ -150,12 +145,11 @@ def facts_of(
             facts.texts[number] = text
     facts.fresh = len(missing)
     if place is not None and (missing or stored is None or len(stored.names) != len(names)):
-        _forget_unsettled(stamps, facts, missing, now)
-        _save(place, _Stored(list(names), stamps, facts))
+        _save(place, _Stored(list(names), _settled(stamps, facts, missing, now), facts))
     return facts
 
 
-def _recall(stored: _Stored | None, names: Sequence[str], stamps: Stamps, texts: bool) -> tuple[Facts, Sequence[int]]:
+def _recall(stored: _Stored | None, names: Sequence[str], stamps: bytes, texts: bool) -> tuple[Facts, Sequence[int]]:
     """Facts that still hold, and the numbers of the files that must be read."""
     empty = Facts(_numbers(len(names)), [""] * len(names) if texts else [])
     if stored is None or bool(stored.facts.texts) != texts:
@@ -165,15 +159,11 @@ def _recall(stored: _Stored | None, names: Sequence[str], stamps: Stamps, texts:
         return stored.facts, ()
     where = {} if same_names else {name: number for number, name in enumerate(stored.names)}
     missing = []
-    there, here = stored.stamps, stamps
+    there, width = stored.stamps, _STAMP.size
     for number, name in enumerate(names):
         old = number if same_names else where.get(name)
-        if (
-            old is not None
-            and there.lengths[old] == here.lengths[number]
-            and there.changed[old] == here.changed[number]
-            and there.inode[old] == here.inode[number]
-        ):
+        stamp = stamps[number * width : (number + 1) * width]
+        if old is not None and there[old * width : (old + 1) * width] == stamp:
             empty.numbers[number] = stored.facts.numbers[old]
             if texts:
                 empty.texts[number] = stored.facts.texts[old]
@@ -182,18 +172,21 @@ def _recall(stored: _Stored | None, names: Sequence[str], stamps: Stamps, texts:
     return empty, missing
 
 
-def _forget_unsettled(stamps: Stamps, facts: Facts, read_now: Sequence[int], now: int) -> None:
-    """Make files unknown again that can change once more without showing it.
+def _settled(stamps: bytes, facts: Facts, read_now: Sequence[int], now: int) -> bytes:
+    """The stamps to remember: without those of files that can change once more without showing it.
 
     Two changes within one tick of a file system's clock leave the same time: a file that changed just before it was
     looked at is read again the next time. Whole hundredths of a second tell a clock that may tick only every 2 s.
     """
+    kept = bytearray(stamps)
     for number in read_now:
-        changed = stamps.changed[number]
-        latest = max(changed, stamps.inode[number])
+        start = number * _STAMP.size
+        _, changed, inode = _STAMP.unpack_from(stamps, start)
         tick = _COARSE_NS if changed % _COARSE_STEP == 0 else _TICK_NS
-        if facts.numbers[number] < 0 or latest > now - tick or (facts.texts and "\0" in facts.texts[number]):
-            stamps.lengths[number] = _NEVER
+        unsettled = max(changed, inode) > now - tick
+        if unsettled or facts.numbers[number] < 0 or (facts.texts and "\0" in facts.texts[number]):
+            kept[start : start + _STAMP.size] = _UNSETTLED
+    return bytes(kept)
 
 
 def _place(folder: str, kind: str) -> Path | None:
@@ -212,8 +205,8 @@ def _load(place: Path) -> _Stored | None:
         if content[: len(_MAGIC)] != _MAGIC:
             raise ValueError("of another version")
         count, names_length, texts_length, checksum = _HEAD.unpack(content[len(_MAGIC) : start])
-        body = content[start:]
-        if len(body) != 32 * count + names_length + texts_length or zlib.crc32(body) != checksum:
+        body, fixed = content[start:], _STAMP.size + 8
+        if len(body) != fixed * count + names_length + texts_length or zlib.crc32(body) != checksum:
             raise ValueError("damaged")
         os.utime(place)  # used lately: the last to be cleared away
     except FileNotFoundError:
@@ -221,16 +214,13 @@ def _load(place: Path) -> _Stored | None:
     except (OSError, ValueError, struct.error) as error:
         logger.debug("%s is not used: %s", place, error)
         return None
-    columns = [_column(body[8 * count * i : 8 * count * (i + 1)]) for i in range(4)]
-    names = _split(body[32 * count : 32 * count + names_length])
-    texts = _split(body[32 * count + names_length :]) if texts_length else []
-    return _Stored(names, Stamps(*columns[:3]), Facts(columns[3], texts))
-
-
-def _column(content: memoryview) -> "array[int]":
-    values = _numbers()
-    values.frombytes(content)
-    return values
+    numbers = _numbers()
+    numbers.frombytes(body[_STAMP.size * count : fixed * count])
+    names = _split(body[fixed * count : fixed * count + names_length])
+    texts = _split(body[fixed * count + names_length :]) if texts_length else []
+    if len(names) != count or len(texts) not in (0, count):
+        return None
+    return _Stored(names, bytes(body[: _STAMP.size * count]), Facts(numbers, texts))
 
 
 def _joined(texts: list[str]) -> bytes:
@@ -244,14 +234,9 @@ def _split(content: memoryview) -> list[str]:
 
 def _save(place: Path, stored: _Stored) -> None:
     """Write a file whole or not at all; where that is not possible, it is only a pity."""
-    stamps = stored.stamps
-    names = "".join(f"{name}\0" for name in stored.names).encode("utf-8", "surrogatepass")
-    pairs = zip(stored.facts.texts, stamps.lengths)
-    texts = "".join("\0" if length == _NEVER else f"{text}\0" for text, length in pairs).encode(
-        "utf-8", "surrogatepass"
-    )
-    columns = [values.tobytes() for values in (stamps.lengths, stamps.changed, stamps.inode, stored.facts.numbers)]
-    body = b"".join([*columns, names, texts])
+    names = _joined(stored.names)
+    texts = _joined([text if "\0" not in text else "" for text in stored.facts.texts])
+    body = b"".join([stored.stamps, stored.facts.numbers.tobytes(), names, texts])
     if len(body) > _LARGEST:
         logger.debug("%s would be too large", place)
         return

@@ -72,9 +72,10 @@ def list_folder(path: Path | str, caption_extension: str = ".caption") -> ClassF
     extension = normalise_extension(caption_extension)
     endings = Counter(name.rpartition(".")[1:] for name in names)
     pictures = tuple(dot + ending for dot, ending in endings if dot + ending.lower() in IMAGE_EXTENSIONS)
-    images = sorted(name for name in names if name.endswith(pictures))
-    here = set(names) if extension else set()
-    captions = [_find_caption(name.rpartition(".")[0], extension, here) for name in images]
+    images = sorted([name for name in names if name.endswith(pictures)])
+    here = {name for name in names if name.endswith(extension)} if extension else set()
+    usual = [name.rpartition(".")[0] + extension for name in images]
+    captions = [name if name in here else _find_caption(image, extension, here) for name, image in zip(usual, images)]
     lower: Counter[str] = Counter()
     for (dot, ending), count in endings.items():
         lower[dot + ending.lower()] += count
@@ -86,10 +87,8 @@ def _unreadable(path: Path, error: OSError) -> DataError:
     return DataError(f"cannot read the folder {path}: {error.strerror or error}", key="train_data_dir")
 
 
-def _find_caption(stem: str, extension: str, here: set[str]) -> str | None:
-    usual = stem + extension
-    if usual in here:
-        return usual
+def _find_caption(image: str, extension: str, here: set[str]) -> str | None:
+    stem = image.rpartition(".")[0]
     return next((name for name in caption_candidates(stem, extension) if name in here), None) if here else None
 
 

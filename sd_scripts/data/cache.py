@@ -8,9 +8,11 @@ picture is newer than itself.
 import json
 import os
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +20,8 @@ import torch
 from torch import Tensor
 
 from sd_scripts.data.config import SubsetSpec
-from sd_scripts.data.image import Picture, fit_bucket, load_picture, to_tensor
-from sd_scripts.data.npz import DAMAGED, read_arrays, write_arrays
+from sd_scripts.data.image import fit_bucket, load_picture, to_tensor
+from sd_scripts.data.npz import DAMAGED, Arrays, BackgroundWriter, read_arrays, write_arrays
 from sd_scripts.schema.buckets import Size
 from sd_scripts.schema.errors import DataError, UserError
 
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 STRIDE = 8
 """Pixels of one latent cell."""
 
-Arrays = dict[str, np.ndarray]
+AHEAD = 2
+"""Batches whose pictures are read while the encoder works on one; more would only take memory."""
 
 
 @dataclass
@@ -157,11 +160,20 @@ class _Task:
     def subset(self) -> SubsetSpec:
         return self.dataset.subset_of(self.record)
 
-    def pixels(self) -> Picture:
-        """The picture cut to its bucket."""
+    def decode(self) -> "_Decoded":
+        """The picture cut to its bucket, ready for the encoder."""
         picture = load_picture(self.record.path, with_mask=self.wanted.mask)
         place = self.record.placement
-        return fit_bucket(picture, place.bucket, place.resized, self.subset.resize_interpolation)
+        picture = fit_bucket(picture, place.bucket, place.resized, self.subset.resize_interpolation)
+        return _Decoded(to_tensor(picture.pixels), None if picture.mask is None else _mask_bytes(picture.mask))
+
+
+@dataclass
+class _Decoded:
+    """Pixels [3, H, W] in -1..1 of a picture, and its mask as bytes [H, W]."""
+
+    pixels: Tensor
+    mask: np.ndarray | None
 
 
 def cache_group(
@@ -196,15 +208,15 @@ def cache_group(
         todo = [task for task, is_ready in zip(own, ready) if not is_ready]
     done = len(own) - len(todo)
     report(done, len(own))
-    for batch, pictures in _decoded(_batches(todo, batch_size)):
-        for task, cached in zip(batch, _encode(batch, pictures, encode, device, group.seed)):
-            if to_disk:
-                _write(task, cached)
-                task.record.cache_path = task.path
-            else:
-                task.record.latents = cached
-        done += len(batch)
-        report(done, len(own))
+    with BackgroundWriter(2 * max(1, batch_size)) as writer:
+        for batch, pictures in _decoded(_batches(todo, batch_size)):
+            for task, cached in zip(batch, _encode(batch, pictures, encode, device, group.seed)):
+                if to_disk:
+                    writer.submit(partial(_write, task, cached))
+                else:
+                    task.record.latents = cached
+            done += len(batch)
+            report(done, len(own))
     if to_disk:
         if wait is not None:
             wait()
@@ -275,23 +287,27 @@ def _batches(tasks: Sequence[_Task], size: int) -> list[list[_Task]]:
     return [bucket[i : i + size] for bucket in by_bucket.values() for i in range(0, len(bucket), size)]
 
 
-def _decoded(batches: Iterable[list[_Task]]) -> Iterator[tuple[list[_Task], list[Picture]]]:
+def _decoded(batches: Iterable[list[_Task]]) -> Iterator[tuple[list[_Task], list[_Decoded]]]:
     """Batches with their pictures; threads read the next ones while the caller encodes."""
-    with ThreadPoolExecutor(_threads()) as pool:
-        waiting: list[tuple[list[_Task], list[Future[Picture]]]] = []
+    pool = ThreadPoolExecutor(_threads(), thread_name_prefix="cache-reader")
+    try:
+        waiting: deque[tuple[list[_Task], list[Future[_Decoded]]]] = deque()
         for batch in batches:
-            waiting.append((batch, [pool.submit(task.pixels) for task in batch]))
-            if len(waiting) > 2:
-                first, futures = waiting.pop(0)
+            waiting.append((batch, [pool.submit(task.decode) for task in batch]))
+            if len(waiting) > AHEAD:
+                first, futures = waiting.popleft()
                 yield first, [future.result() for future in futures]
-        for first, futures in waiting:
+        while waiting:
+            first, futures = waiting.popleft()
             yield first, [future.result() for future in futures]
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error nobody waits for the pictures that come next
 
 
 def _encode(
-    batch: list[_Task], pictures: list[Picture], encode: Callable[[Tensor], Tensor], device: Any, seed: int
+    batch: list[_Task], pictures: list[_Decoded], encode: Callable[[Tensor], Tensor], device: Any, seed: int
 ) -> list[CachedLatents]:
-    pixels = torch.stack([to_tensor(picture.pixels) for picture in pictures])
+    pixels = torch.stack([picture.pixels for picture in pictures])
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     # a VAE samples; with draws of their own, latents don't depend on which pictures were cached before
     with torch.random.fork_rng(devices=devices), torch.no_grad():
@@ -314,14 +330,16 @@ def _encode(
                 key="no_half_vae",
                 hint="Set no_half_vae, or use a VAE that works in half precision.",
             )
-        mask = None if picture.mask is None else _mask_bytes(picture.mask)
         place = task.record.placement
-        results.append(CachedLatents(own, mirrored, mask, place.image, place.crop_ltrb))
+        results.append(CachedLatents(own, mirrored, picture.mask, place.image, place.crop_ltrb))
     return results
 
 
 def _write(task: _Task, cached: CachedLatents) -> None:
-    """Write latents, keeping those of other sizes that the file already holds of the same picture."""
+    """Write latents, keeping those of other sizes that the file already holds of the same picture, and note the file.
+
+    One thread writes one after the other, so no other size gets lost in between.
+    """
     arrays: Arrays = {}
     if os.path.isfile(task.path):
         try:
@@ -348,3 +366,4 @@ def _write(task: _Task, cached: CachedLatents) -> None:
             key="cache_latents_to_disk",
             hint="Free some space or make the folder writable, or cache in memory with cache_latents.",
         ) from error
+    task.record.cache_path = task.path

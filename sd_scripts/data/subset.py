@@ -49,9 +49,14 @@ class FoundSubset:
 
 def find_images(spec: SubsetSpec) -> FoundSubset:
     """All pictures of a subset, sorted by name. Raises DataError naming the folder or file that cannot be used."""
-    found = _from_metadata(spec) if spec.kind == "finetune" else _from_folder(spec)
-    if spec.conditioning_data_dir is not None:
-        _attach_conditioning(found, spec.conditioning_data_dir)
+    try:
+        found = _from_metadata(spec) if spec.kind == "finetune" else _from_folder(spec)
+        if spec.conditioning_data_dir is not None:
+            _attach_conditioning(found, spec.conditioning_data_dir)
+    except DataError as error:
+        if not spec.place:
+            raise
+        raise DataError(f"{spec.place}: {error.message}", "dataset_config", error.hint) from error
     if not found.images:
         found.warnings.append(f"{spec.name}: no pictures found")
     return found

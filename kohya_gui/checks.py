@@ -20,7 +20,7 @@ from sd_scripts.schema.steps import StepPlan, plan_steps
 __all__ = ["PlanView", "Problem", "plan"]
 
 _SPARE_BYTES = 500_000_000
-_VERSIONS = {"sd1": "SD 1.x", "sd2": "SD 2.x"}
+_VERSIONS = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,9 @@ def plan(
     full = complete(command_name, usable)
     if built is not None:
         # prompts typed into the form become a file of the job, which is not there yet
+        trainer = command.trainer(command_name, usable)
         full |= {key: value for key, value in built.toml.items() if not (built.files and key == "sample_prompts")}
-        problems += [Problem(f.severity, f.key, f.message, f.hint) for f in check(command_name, built.toml)]
+        problems += [Problem(f.severity, f.key, f.message, f.hint) for f in check(trainer, built.toml)]
     path_keys = tuple(key for key, option in fields(command_name).items() if option.kind in ("file", "folder", "model"))
     refused = confinement.refused(full, path_keys, roots)
     problems += refused.values()
@@ -144,6 +145,8 @@ def _length(values: Mapping[str, Any], dataset: DatasetView) -> StepPlan:
 def _version(values: Mapping[str, Any]) -> str:
     text = str(values.get("pretrained_model_name_or_path") or "")
     found = findings.model_facts(text).version if text and not findings.is_hub_id(text) else "unknown"
+    if found == "unknown" and values.get("sdxl"):
+        return "sdxl"
     if found == "unknown":
         return "sd2" if values.get("v2") or "stable-diffusion-2" in text else "sd1"
     return found

@@ -17,6 +17,7 @@ from typing import Any
 from kohya_gui import launch_args, machine
 from kohya_gui.migrate import is_off
 from kohya_gui.secret_store import VARIABLES
+from sd_scripts.schema.commands import COMMANDS
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.fields import complete, convert, fields, find_command, split_words, trainer_fields
 from sd_scripts.schema.folders import scan_class_folders
@@ -80,7 +81,7 @@ def build(
     """The command for these values. Reads at most the names in the picture folders, writes nothing.
 
     Args:
-        command: key of COMMANDS, such as "train_network".
+        command: key of COMMANDS, such as "train_network"; with the switch for SDXL on, its relative for SDXL runs.
         values: option key -> value; a missing key or None means the default.
         job_dir: folder of the job; a placeholder stands in the result if it is not known yet.
         allow_plugins: foreign network, optimizer and dataset classes were allowed by whoever started the page.
@@ -89,21 +90,35 @@ def build(
     Raises:
         UserError: naming the option, if no command can be made.
     """
-    found = find_command(command)
+    name = trainer(command, values)
     notes: list[str] = []
-    full, secrets = _complete(command, values, notes)
+    full, secrets = _complete(name, values, notes)
     folder = job_dir if job_dir is not None else Path("JOB_FOLDER")
     if allow_plugins:
         full["allow_plugins"] = True
     full["job_dir"] = str(folder)
     files = _prompt_file(full, folder)
-    options = _trainer_options(command, full)
-    toml = {key: options[key] for key in trainer_fields(command) if key in options}
-    script = str(PROJECT / found.module)
+    options = _trainer_options(name, full)
+    toml = {key: options[key] for key in trainer_fields(name) if key in options}
+    script = str(PROJECT / find_command(name).module)
     argv = [*launch_args.arguments(full, notes), script, "--config_file", str(folder / CONFIG_FILE)]
     cpu = not machine.has_gpu() if on_cpu is None else on_cpu
     env = launch_args.environment(full, PROJECT, cpu)
     return Plan(command, argv, toml, dumps(toml), env, notes, files, secrets)
+
+
+def trainer(command: str, values: Mapping[str, Any]) -> str:
+    """The command that runs: of the same method for SDXL where the form says that the base model is one.
+
+    Raises:
+        UserError: for an unknown command, or if the switch holds neither on nor off.
+    """
+    found = find_command(command)
+    if found.family == "sdxl" or not typed(command, {"sdxl": values.get("sdxl")}).get("sdxl"):
+        return command
+    return next(
+        (other.name for other in COMMANDS.values() if (other.family, other.method) == ("sdxl", found.method)), command
+    )
 
 
 def without_secrets(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,6 +176,8 @@ def _complete(command: str, values: Mapping[str, Any], notes: list[str]) -> tupl
     _lengths(given, notes)
     _parts_to_train(given)
     full = complete(command, given)
+    if full.get("sdxl_cache_text_encoder_outputs") and "cache_text_encoder_outputs" in known:
+        full["cache_text_encoder_outputs"] = True
     _network(full)
     return full, secrets
 

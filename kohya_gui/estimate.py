@@ -11,6 +11,7 @@ from kohya_gui.model_shapes import PerRank, per_rank
 _PER_RANK = {
     "sd1": PerRank(423_936, 165_888, 82_880, 544_000),
     "sd2": PerRank(432_128, 423_936, 82_880, 544_000),
+    "sdxl": PerRank(2_659_840, 903_168, 58_560, 355_840),
 }
 _BYTES = {"float": 4, "fp16": 2, "bf16": 2}
 _FACTORS = {"Standard": 1, "Kohya LoCon": 1, "LoRA-FA": 1, "LyCORIS/LoCon": 1, "LyCORIS/LoHa": 2}

@@ -15,7 +15,7 @@ from sd_scripts.schema.headers import ModelFacts, identify
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _GONE_MODELS = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
-_FAMILY_NAMES = {"sdxl": "Stable Diffusion XL", "sd3": "Stable Diffusion 3", "flux": "Flux"}
+_FAMILY_NAMES = {"sd3": "Stable Diffusion 3", "flux": "Flux"}
 _NOT_A_BASE = {
     "lora": "a LoRA",
     "embedding": "an embedding",
@@ -82,13 +82,6 @@ def base_model(values: Mapping[str, Any]) -> Iterator[Problem]:
     """The base model: there, whole, of a kind that this tab trains, and not contradicting the switches."""
     key = "pretrained_model_name_or_path"
     text = str(values.get(key) or "")
-    if values.get("sdxl"):
-        yield Problem(
-            "error",
-            "sdxl",
-            "Stable Diffusion XL cannot be trained on this tab.",
-            "Switch it off and choose another model.",
-        )
     if not text:
         return
     if is_hub_id(text):
@@ -117,12 +110,21 @@ def _model_fits(text: str, facts: ModelFacts, values: Mapping[str, Any], key: st
             f"{name} is {_NOT_A_BASE[facts.kind]}, not a whole model.",
             "Choose a checkpoint or a diffusers folder.",
         )
+    elif facts.version == "sdxl" and not values.get("sdxl"):
+        yield Problem("error", "sdxl", f"{name} is a Stable Diffusion XL model.", "Switch on SDXL model.")
+    elif facts.version in ("sd1", "sd2") and values.get("sdxl"):
+        yield Problem(
+            "error",
+            "sdxl",
+            f"{name} is a Stable Diffusion {facts.version[-1]}.x model, but SDXL is switched on.",
+            "Switch it off.",
+        )
     elif facts.version in _FAMILY_NAMES:
         yield Problem(
             "error",
             key,
             f"{name} is a {_FAMILY_NAMES[facts.version]} model, which this tab cannot train.",
-            "Choose a Stable Diffusion 1.x or 2.x model.",
+            "Choose a Stable Diffusion 1.x, 2.x or XL model.",
         )
     elif facts.version == "sd1" and values.get("v2"):
         yield Problem(

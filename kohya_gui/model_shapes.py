@@ -17,6 +17,8 @@ _CONV = re.compile(
     r"((in_layers\.2|out_layers\.3|skip_connection|emb_layers\.1|\.\d+\.op|\.\d+\.conv)"
     r"|(resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|samplers\.0\.conv))\.weight$"
 )
+# the text encoders of a single file: of SD 1 and 2, and of SDXL
+_TEXTS = ("cond_stage_model.", "conditioner.embedders.")
 
 
 class PerRank(NamedTuple):
@@ -48,15 +50,13 @@ def of_unet(shapes: Shapes) -> tuple[int, int, int]:
 def of_text(shapes: Shapes) -> int:
     """Weights a rank in the text encoder, in the spelling of transformers or of OpenCLIP."""
     found = sum(_both_ends(shape) for name, shape in shapes.items() if _TEXT.search(name))
-    if found:
-        return found
     layers = [(int(match[1]), name, shape) for name, shape in shapes.items() if (match := _OPEN_CLIP.search(name))]
     last = max((number for number, _, _ in layers), default=0)
-    total = 0
+    total = found
     for number, name, shape in layers:
-        # the last layer is not used by SD 2; question, key and value lie in one tensor but are trained apart
+        # alone, as in SD 2, its last layer is not used; question, key and value lie in one tensor but train apart
         parts = 3 if name.endswith("in_proj_weight") else 1
-        total += parts * _both_ends((shape[0] // parts, *shape[1:])) if number < last else 0
+        total += parts * _both_ends((shape[0] // parts, *shape[1:])) if number < last or found else 0
     return total
 
 
@@ -81,10 +81,11 @@ def per_rank(path: str) -> PerRank | None:
     try:
         if os.path.isdir(path):
             unet, text = _first(Path(path, "unet")), _first(Path(path, "text_encoder"))
+            text = {**text, **{f"2.{name}": shape for name, shape in _first(Path(path, "text_encoder_2")).items()}}
         elif path.endswith(".safetensors"):
             whole = _read(Path(path))
             unet = {name: shape for name, shape in whole.items() if name.startswith("model.diffusion_model.")}
-            text = {name: shape for name, shape in whole.items() if name.startswith("cond_stage_model.")}
+            text = {name: shape for name, shape in whole.items() if name.startswith(_TEXTS)}
         else:
             return None
         attention, thin, wide = of_unet(unet)

@@ -9,6 +9,7 @@ MODEL_SUGGESTIONS = (
     "stabilityai/stable-diffusion-2",
     "stabilityai/stable-diffusion-2-1-base",
     "stabilityai/stable-diffusion-2-1",
+    "stabilityai/stable-diffusion-xl-base-1.0",
 )
 
 

@@ -62,6 +62,22 @@ def test_open_clip_counts_question_key_and_value_apart_and_not_the_last_layer() 
     assert model_shapes.of_text(shapes) == 3 * 64 + 64 + 160
 
 
+def test_both_text_encoders_of_sdxl_count_whole(tmp_path: Path) -> None:
+    first = {"conditioner.embedders.0.transformer.text_model.encoder.layers.0.mlp.fc1.weight": (128, 32)}
+    second = {"conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight": (96, 32)}
+    unet = {name: shape for name, shape in SHAPES.items() if name.startswith("model.diffusion_model.")}
+    file = header(tmp_path / "xl.safetensors", {**unet, **first, **second})
+    sizes = model_shapes.per_rank(str(file))
+    assert sizes is not None and sizes.text == 160 + 3 * 64 and sizes.unet == PER_RANK.unet
+    for folder, name in (("text_encoder", "layers.0.mlp.fc1.weight"), ("text_encoder_2", "layers.0.mlp.fc1.weight")):
+        (tmp_path / "xl" / folder).mkdir(parents=True)
+        header(tmp_path / "xl" / folder / "model.safetensors", {name: (128, 32)})
+    (tmp_path / "xl" / "unet").mkdir()
+    header(tmp_path / "xl" / "unet" / "model.safetensors", unet)
+    sizes = model_shapes.per_rank(str(tmp_path / "xl"))
+    assert sizes is not None and sizes.text == 2 * 160
+
+
 @pytest.mark.parametrize("text", ["user/model", "missing.safetensors", "torn.safetensors", "old.ckpt", ""])
 def test_a_model_that_tells_no_shapes_counts_as_full_size(tmp_path: Path, text: str) -> None:
     (tmp_path / "torn.safetensors").write_bytes(b"12345")

@@ -36,6 +36,14 @@ SD1 = {
     "model.diffusion_model.attn2.to_k.weight": [320, 768],
 }
 
+SDXL = {
+    "model.diffusion_model.label_emb.0.0.weight": [1280, 2816],
+    "model.diffusion_model.attn2.to_k.weight": [640, 2048],
+    "conditioner.embedders.0.transformer.x": [1],
+    "conditioner.embedders.1.model.x": [1],
+    "first_stage_model.x": [1],
+}
+
 BASE = "pretrained_model_name_or_path"
 
 
@@ -46,6 +54,7 @@ def good(tmp_path: Path) -> dict[str, Any]:
         png(tmp_path / f"img/10_sks dog/{index}.png", 640 if index % 2 else 512, 512)
         (tmp_path / f"img/10_sks dog/{index}.txt").write_text("a dog")
     (tmp_path / "out").mkdir()
+    safetensors(tmp_path / "xl.safetensors", **SDXL)
     return {
         "pretrained_model_name_or_path": str(safetensors(tmp_path / "base.safetensors", **SD1)),
         "train_data_dir": str(tmp_path / "img"),
@@ -102,7 +111,8 @@ def test_a_good_run_has_a_plan_and_no_complaint(good: dict[str, Any]) -> None:
         ({BASE: "nobody/no-model-1.5"}, BASE, "warning", "fetched"),
         ({BASE: "runwayml/stable-diffusion-v1-5"}, BASE, "warning", "no longer"),
         ({"v2": True}, "v2", "error", "1.x"),
-        ({"sdxl": True}, "sdxl", "error", "SDXL|XL"),
+        ({"sdxl": True}, "sdxl", "error", "1.x model, but SDXL"),
+        ({BASE: "{}/xl.safetensors"}, "sdxl", "error", "Switch on SDXL"),
         ({"v_parameterization": True}, "v_parameterization", "warning", "."),
         ({"output_dir": "{}/nowhere/deep"}, "output_dir", "error", "Neither"),
         ({"output_dir": "{}/new"}, "output_dir", "warning", "will be made"),
@@ -137,6 +147,20 @@ def test_each_mistake_is_told_beside_its_field(
     found = about(checks.plan("train_network", {**good, **placed}), key)
     assert found, "nothing was said"
     assert any(p.severity == severity and re.search(words, f"{p.message} {p.hint}") for p in found), found
+
+
+def test_sdxl_is_planned_by_its_own_trainer(good: dict[str, Any], tmp_path: Path) -> None:
+    values = {**good, BASE: str(tmp_path / "xl.safetensors"), "resolution": "1024", "sdxl": True}
+    view = checks.plan("train_network", values)
+    assert view.plan is not None and view.can_start
+    assert [problem.key for problem in view.problems] == ["network_train_unet_only"]
+    assert dict(view.lines)["Training"].startswith("SDXL ")
+    calm = checks.plan("train_network", {**values, "text_encoder_lr": [0.0]})
+    assert calm.problems == [] and calm.can_start
+    assert calm.writes[-1].size == 2_659_840 * 8 * 2
+    for key, value in (("weighted_captions", True), ("v2", True), ("bucket_reso_steps", 8)):
+        wrong = checks.plan("train_network", {**values, key: value})
+        assert [problem.severity for problem in about(wrong, key)] == (["error"] if key != "weighted_captions" else [])
 
 
 def test_all_mistakes_come_at_once(good: dict[str, Any]) -> None:
@@ -193,7 +217,7 @@ def test_pictures_without_words_damaged_ones_and_doubles(good: dict[str, Any], t
 def test_other_models_are_named(good: dict[str, Any], tmp_path: Path) -> None:
     for name, shapes, words in (
         ("lora", {"lora_unet_x.lora_down.weight": [4, 4]}, "a LoRA"),
-        ("xl", {"conditioner.embedders.0.x": [1], "model.diffusion_model.x": [1]}, "Stable Diffusion XL"),
+        ("refiner", {"conditioner.embedders.0.model.x": [1], "model.diffusion_model.x": [1]}, "refiner"),
     ):
         path = safetensors(tmp_path / f"{name}.safetensors", **shapes)
         found = about(

@@ -72,6 +72,52 @@ def test_the_same_effective_options_as_kohya_ss(name: str, dataset: Path) -> Non
     assert effective(toml_of(case["values"])) == effective(case["expected"])
 
 
+@pytest.mark.parametrize("name", sorted(DATA["cases"]))
+def test_the_same_script_as_kohya_ss(name: str, dataset: Path) -> None:
+    case = filled(DATA["cases"][name], dataset)
+    plan = command.build("train_network", case["values"], on_cpu=False)
+    assert Path(plan.argv[-3]).name == case["script"]
+    assert plan.command == "train_network", "the job belongs to the tab that made it"
+    assert command.trainer("train_network", case["values"]) == case["script"].removesuffix(".py")
+
+
+def test_sdxl_takes_its_own_trainer_and_options(tmp_path: Path) -> None:
+    values = {
+        "pretrained_model_name_or_path": "xl.safetensors",
+        "train_data_dir": "pictures",
+        "resolution": "1024",
+        "output_dir": str(tmp_path),
+        "network_dim": 4,
+        "text_encoder_lr": [0.0],
+        "sdxl": True,
+        "sdxl_cache_text_encoder_outputs": True,
+        "additional_parameters": "--cache_text_encoder_outputs_to_disk",
+    }
+    plan = command.build("train_network", values, job_dir=tmp_path)
+    (tmp_path / "config.toml").write_text(plan.toml_text, encoding="utf-8")
+    config = parse("sdxl_train_network", plan.argv[-2:])
+    assert plan.argv[-3].endswith("sdxl_train_network.py")
+    assert config.text_cache.cache_text_encoder_outputs and config.text_cache.cache_text_encoder_outputs_to_disk
+    assert config.network.network_train_unet_only
+    again = command.build(plan.command, values, job_dir=tmp_path)
+    assert again.argv == plan.argv
+    without = command.build("train_network", {**values, "sdxl": False, "additional_parameters": ""}, job_dir=tmp_path)
+    assert without.argv[-3].endswith("/train_network.py")
+    assert "cache_text_encoder_outputs" not in without.toml
+    with pytest.raises(UserError, match="cache_text_encoder_outputs"):
+        command.build("train_network", {**values, "sdxl": False})
+
+
+def test_every_method_has_at_most_one_trainer_for_sdxl() -> None:
+    on = {"sdxl": True}
+    assert command.trainer("fine_tune", on) == command.trainer("train_db", on) == "sdxl_train"
+    assert command.trainer("train_textual_inversion", on) == "sdxl_train_textual_inversion"
+    assert command.trainer("train_controlnet", on) == "train_controlnet"
+    assert command.trainer("sdxl_train_network", {}) == "sdxl_train_network"
+    with pytest.raises(UserError):
+        command.trainer("train_network", {"sdxl": "maybe"})
+
+
 def test_nothing_is_sent_for_defaults_and_what_does_not_apply() -> None:
     values = {
         "max_train_steps": 1600,

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from sd_scripts.families.base import Model
+from sd_scripts.families.common import LatentDiffusion
 from sd_scripts.families.sd import StableDiffusion
+from sd_scripts.families.sdxl import StableDiffusionXL
 from sd_scripts.methods.network import NetworkMethod
 from sd_scripts.models.tiny import build_tiny
 from sd_scripts.schema.model import ModelOptions
@@ -17,13 +19,19 @@ from sd_scripts.schema.network import NetworkOptions
 from sd_scripts.schema.optimizer import OptimizerOptions
 
 FAMILY = StableDiffusion()
+XL_FAMILY = StableDiffusionXL()
 CAPTIONS = ["a photo of a cat", "a dog"]
 
 
 def model(version: str = "sd1") -> Model:
     """The same small model every time."""
     made = build_tiny(version)
-    return Model(made.unet, [made.text_encoder], [made.tokenizer], made.vae, version, made.prediction_type)
+    return Model(made.unet, made.text_encoders, made.tokenizers, made.vae, version, made.prediction_type)
+
+
+def family_of(base: Model) -> LatentDiffusion:
+    """The family of a model."""
+    return XL_FAMILY if base.version == "sdxl" else FAMILY
 
 
 def method(rate: float = 1e-2, rates: dict[str, Any] | None = None, **options: Any) -> NetworkMethod:
@@ -36,7 +44,7 @@ def attached(
 ) -> NetworkMethod:
     """A method whose network is in the model."""
     made = method(rate, rates, **options)
-    made.attach(base, FAMILY, gradient_checkpointing=checkpointing, weight_dtype=torch.float32)
+    made.attach(base, family_of(base), gradient_checkpointing=checkpointing, weight_dtype=torch.float32)
     return made
 
 
@@ -44,8 +52,11 @@ def output(base: Model) -> Tensor:
     """The U-Net's output for fixed latents, steps and captions, through text encoder and U-Net."""
     generator = torch.Generator().manual_seed(0)
     noisy = torch.randn(2, 4, 8, 8, generator=generator)
-    conditioning = FAMILY.encode_captions(base, CAPTIONS, options=ModelOptions())
-    return FAMILY.predict(base, noisy, torch.tensor([500, 100]), conditioning)
+    family = family_of(base)
+    conditioning = family.encode_captions(base, CAPTIONS, options=ModelOptions())
+    if base.version == "sdxl":
+        conditioning.sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64], [96, 80, 8, 0, 64, 64]])
+    return family.predict(base, noisy, torch.tensor([500, 100]), conditioning)
 
 
 def train(base: Model, made: NetworkMethod, steps: int = 2) -> list[float]:
@@ -67,10 +78,12 @@ def train(base: Model, made: NetworkMethod, steps: int = 2) -> list[float]:
     return losses
 
 
-def trained_file(path: Path, steps: int = 2, dtype: torch.dtype | None = None, **options: Any) -> tuple[Model, Path]:
+def trained_file(
+    path: Path, steps: int = 2, dtype: torch.dtype | None = None, version: str = "sd1", **options: Any
+) -> tuple[Model, Path]:
     """A small model with a trained network in it, and the network's file."""
     torch.manual_seed(0)
-    base = model()
+    base = model(version)
     made = attached(base, **options)
     train(base, made, steps)
     made.save(path, dtype, {"ss_v2": "False"})

@@ -17,17 +17,8 @@ from sd_scripts.schema.model import ModelOptions
 LYCORIS = {"network_module": "lycoris.kohya", "network_dim": 8, "network_alpha": 2.0}
 # algo -> preset; what people use most runs always, the others with the slow tests.
 ALGORITHMS = {"locon": "full", "lokr": "full"}
-SELDOM = {
-    "lora": "full",
-    "loha": "full",
-    "ia3": "ia3",
-    "dylora": "full",
-    "glora": "full",
-    "diag-oft": "full",
-    "boft": "full",
-    "tlora": "attn-only",
-}
-SELDOM |= {"full": "attn-mlp"}
+SELDOM = {"lora": "full", "loha": "full", "ia3": "ia3", "dylora": "full", "glora": "full", "diag-oft": "full"}
+SELDOM |= {"boft": "full", "tlora": "attn-only", "full": "attn-mlp"}
 EVERY = [*ALGORITHMS, *[pytest.param(algo, marks=pytest.mark.slow) for algo in SELDOM]]
 # LyCORIS cannot read its own files of these.
 NOT_LOADABLE = {"ia3", "dylora"}

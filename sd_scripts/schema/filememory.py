@@ -182,8 +182,8 @@ def _settled(stamps: bytes, facts: Facts, read_now: Sequence[int], now: int) -> 
     for number in read_now:
         start = number * _STAMP.size
         _, changed, inode = _STAMP.unpack_from(stamps, start)
-        tick = _COARSE_NS if changed % _COARSE_STEP == 0 else _TICK_NS
-        unsettled = max(changed, inode) > now - tick
+        latest = max(changed, inode)
+        unsettled = latest > now - (_COARSE_NS if latest % _COARSE_STEP == 0 else _TICK_NS)
         if unsettled or facts.numbers[number] < 0 or (facts.texts and "\0" in facts.texts[number]):
             kept[start : start + _STAMP.size] = _UNSETTLED
     return bytes(kept)

@@ -56,15 +56,15 @@ class _Source:
     version: str
     prediction: str
     single_file: bool
-    unet: Callable[[torch.dtype], Part]
-    text: Callable[[int, torch.dtype], Part]
-    vae: Callable[[torch.dtype], Part]
+    unet: Callable[[torch.dtype | None], Part]
+    text: Callable[[int, torch.dtype | None], Part]
+    vae: Callable[[torch.dtype | None], Part]
     origin: Origin = field(default_factory=Origin)
 
 
 def load_sd(
     options: ModelOptions,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> LoadedModel:
@@ -74,7 +74,7 @@ def load_sd(
 
     Args:
         options: path, `--v2`, `--v_parameterization`, external VAE, tokenizer cache.
-        dtype: of the weights; the VAE stays float32 with `--no_half_vae`.
+        dtype: of the weights, None for as they are stored; the VAE stays float32 with `--no_half_vae`.
         device: where the modules end up.
         progress: called with what is being read.
 
@@ -86,7 +86,7 @@ def load_sd(
 
 def load_sdxl(
     options: ModelOptions,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> LoadedModel:
@@ -97,7 +97,7 @@ def load_sdxl(
 def _load(
     options: ModelOptions,
     versions: tuple[str, ...],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: torch.device | str,
     progress: Progress | None,
 ) -> LoadedModel:
@@ -138,7 +138,7 @@ def _load(
     )
 
 
-def load_vae(source: str, dtype: torch.dtype, version: str = "sd1") -> AutoencoderKL:
+def load_vae(source: str, dtype: torch.dtype | None, version: str = "sd1") -> AutoencoderKL:
     """An external VAE: a VAE folder, a pipeline folder, a single file of either layout, or a hub id.
 
     Args:

@@ -17,7 +17,7 @@ from sd_scripts.methods.base import Method
 from sd_scripts.models.folder import is_hub_id
 from sd_scripts.sampling.prompts import parse_prompts
 from sd_scripts.sampling.weights import parse_weights
-from sd_scripts.schema.commands import TrainConfig
+from sd_scripts.schema.commands import COMMANDS, TrainConfig
 from sd_scripts.schema.errors import DataError, UserError
 from sd_scripts.trainer.reporting import Reporter
 from sd_scripts.training.plan import RunPlan, make_plan
@@ -63,7 +63,11 @@ def scan(config: TrainConfig, method: Method, seed: int) -> Data:
         config.validation,
         # Pictures in conditioning_data_dir weigh the loss only where masked_loss asks for it; alpha masks always do.
         control_images=method.needs_control_images or not config.loss.masked_loss,
+        requires_control=method.needs_control_images,
         allow_plugins=config.run.allow_plugins,
+        command=config.command,
+        bucket_step_multiple=32 if COMMANDS[config.command].family == "sdxl" else 8,
+        cache_text=config.text_cache.cache_text_encoder_outputs,
     )
     data = Data(*build(blueprint, seed))
     data.train.warnings += method.check_captions(training_captions(data.train))

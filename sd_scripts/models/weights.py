@@ -265,6 +265,6 @@ def open_part(folder: Path, stems: tuple[str, ...], key: str | None = KEY) -> We
 def _open_shards(index: Path, key: str | None) -> Weights:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is damaged: {error}.", key=key, hint="Download or copy it again.") from error
     return _Shards([open_weights(index.parent / name, key) for name in sorted(names)])

@@ -19,7 +19,7 @@ _WILDCARD = re.compile(r"\{([^}]+)\}")
 _OPEN, _CLOSE = "\x02", "\x03"  # stand in for {{ and }}; control characters do not occur in captions
 
 
-_CHANGING = (
+CHANGING = (
     "shuffle_caption",
     "caption_dropout_rate",
     "caption_dropout_every_n_epochs",
@@ -27,6 +27,7 @@ _CHANGING = (
     "token_warmup_step",
     "enable_wildcard",
 )
+"""The options by which one caption becomes different words from use to use."""
 
 Replacements = Sequence[tuple[str, str | Sequence[str]]]
 """Pairs of a text and what comes in its place: another text, or one drawn from several."""
@@ -62,7 +63,7 @@ class CaptionRules:
     @property
     def changing(self) -> tuple[str, ...]:
         """Names of the options set here by which one caption becomes different words from use to use."""
-        return tuple(name for name in _CHANGING if getattr(self, name) > 0)
+        return tuple(name for name in CHANGING if getattr(self, name) > 0)
 
     @property
     def draws(self) -> bool:

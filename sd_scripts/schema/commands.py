@@ -116,7 +116,7 @@ _CONTROL: Mapping[str, Mapping[str, Any]] = {
 _LLLITE_NETWORK: Mapping[str, Mapping[str, Any]] = {
     "network_dim": {
         "when": None,
-        "help": "Rank: the size of each of the small networks. 64 is usual; more can follow the control picture more "
+        "help": "Rank: the size of each of the small networks; 64 if empty. More can follow the control picture more "
         "closely and makes a larger file.",
     },
     "network_dropout": {"when": None},

@@ -22,8 +22,8 @@ class LLLiteOptions:
 
     cond_emb_dim: int | None = option(
         None,
-        "Size of what is kept of the control picture at each place. 32 is usual; more follows the picture more "
-        "closely and makes a larger file.",
+        "Size of what is kept of the control picture at each place; 32 if empty. More follows the picture more closely "
+        "and makes a larger file.",
         label="Size of the control signal",
         minimum=1,
         step=1,

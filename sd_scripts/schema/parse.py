@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, overload
 
 from .commands import (
+    COMMANDS,
     TrainConfig,
     TrainControlNetConfig,
     TrainEmbeddingConfig,
@@ -115,7 +116,9 @@ def parse(command: str, argv: Sequence[str], heeded: Collection[str] | None = No
         sys.exit(0)
     findings = check(command, given)
     if heeded is not None:
-        findings = [found for found in findings if not found.key or found.key not in fields or fields[found.key].attr in heeded]
+        findings = [
+            found for found in findings if not found.key or found.key not in fields or fields[found.key].attr in heeded
+        ]
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         _raise(errors)
@@ -175,6 +178,9 @@ def _way_out(command: str, name: str) -> str:
         return f"It belongs to accelerate launch, before the script: --{name}."
     if known is not None:
         return "It is a field of the page only."
+    others = [Path(other.module).name for other in COMMANDS.values() if name in trainer_fields(other.name)]
+    if others:
+        return f"It is an option of {others[0] if len(others) == 1 else ', '.join(others[:-1]) + ' and ' + others[-1]}."
     return nearest(name, trainer_fields(command)) or "docs/options.md lists them all."
 
 

@@ -38,13 +38,15 @@ def _rates(values: Values) -> dict[str, float]:
 
 
 def _rates_of_full(values: Values) -> dict[str, float]:
-    rates = {"learning_rate": values["learning_rate"]}
+    general = values["learning_rate"]
+    rates = {"learning_rate": general}
     with suppress(UserError):  # what cannot be read has a rule of its own
-        rates["block_lr"] = max(parse_block_rates(values.get("block_lr") or ""), default=0)
+        blocks = parse_block_rates(values.get("block_lr") or "")
+        if blocks:
+            rates = {"block_lr": max(blocks)}
     if trains_text_encoder(values):
-        for key in ("learning_rate_te", "learning_rate_te1", "learning_rate_te2"):
-            if values.get(key) is not None:
-                rates[key] = values[key]
+        own = [key for key in ("learning_rate_te", "learning_rate_te1", "learning_rate_te2") if key in values]
+        rates |= {key: general if values[key] is None else values[key] for key in own}
     return rates
 
 

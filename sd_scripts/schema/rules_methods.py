@@ -67,6 +67,18 @@ def two_formats(values: Values) -> Finding | None:
     return None
 
 
+@rule("no_token_padding")
+def padding_of_long_captions(values: Values) -> Finding | None:
+    """Captions in several parts are filled up to whole parts."""
+    if values["no_token_padding"] and values["max_token_length"]:
+        return error(
+            "no_token_padding",
+            f"Captions of {values['max_token_length']} tokens are read in parts, which must be filled.",
+            "Switch off no_token_padding, or leave max_token_length empty.",
+        )
+    return None
+
+
 @rule(methods=("full",))
 def metadata_for_fine_tuning(values: Values) -> Finding | None:
     """Fine-tuning reads captions from a metadata file, DreamBooth from picture folders."""
@@ -139,17 +151,8 @@ def cropped_control_pictures(values: Values) -> Finding | None:
     return None
 
 
-@rule("cond_emb_dim", "network_dim")
-def sizes_of_lllite(values: Values) -> Finding | None:
-    """The size of the small networks is given."""
-    for key, words, usual in (("cond_emb_dim", "size of the control signal", 32), ("network_dim", "rank", 64)):
-        if values[key] is None:
-            return error(key, f"The {words} of the ControlNet-LLLite is missing.", f"Give {key}; {usual} is usual.")
-    return None
-
-
 RULES: tuple[Rule, ...] = (
     block_rates, text_rate_without_part, rounding_without_bf16, small_weights_learn, two_formats,
-    metadata_for_fine_tuning, new_word, two_templates, two_starts, foreign_dataset_of_xti, control_pictures,
-    cropped_control_pictures, sizes_of_lllite,
+    padding_of_long_captions, metadata_for_fine_tuning, new_word, two_templates, two_starts, foreign_dataset_of_xti,
+    control_pictures, cropped_control_pictures,
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """Rules over SDXL: what its models do not take, and captions that are encoded only once."""
 
+from .captions import CHANGING
 from .finding import Finding, Rule, Values, error, rule, warning
 
 
@@ -106,7 +107,7 @@ def cached_captions_vary(values: Values) -> Finding | None:
     """A caption that is encoded once cannot vary."""
     if not _caches_captions(values):
         return None
-    for key in ("shuffle_caption", "caption_dropout_rate", "token_warmup_step", "caption_tag_dropout_rate"):
+    for key in CHANGING:
         if values[key]:
             return error(
                 key,
@@ -116,26 +117,7 @@ def cached_captions_vary(values: Values) -> Finding | None:
     return None
 
 
-@rule("cache_text_encoder_outputs", "caption_dropout_every_n_epochs")
-def cached_captions_drawn_once(values: Values) -> Finding | None:
-    """What else varies a caption has no effect on one that is encoded once."""
-    if not _caches_captions(values):
-        return None
-    if values["enable_wildcard"]:
-        return warning(
-            "enable_wildcard",
-            "With encoded captions cached, alternatives in captions are drawn once for the whole run.",
-        )
-    if values["caption_dropout_every_n_epochs"]:
-        return warning(
-            "caption_dropout_every_n_epochs",
-            "With encoded captions cached, epochs without captions have no effect.",
-            "Leave it at 0.",
-        )
-    return None
-
-
 RULES: tuple[Rule, ...] = (
     other_family, sdxl_and_v2, sdxl_weights_in_captions, sdxl_velocity, sdxl_text_encoders, too_many_text_rates,
-    cached_captions_of_network, cached_captions_of_model, cached_captions_vary, cached_captions_drawn_once,
+    cached_captions_of_network, cached_captions_of_model, cached_captions_vary,
 )  # fmt: skip

@@ -27,7 +27,7 @@ OWN: dict[str, Values] = {
     "train_textual_inversion_XTI": {"token_string": "mycat4"},
     "sdxl_train_textual_inversion": {"token_string": "mycat4"},
     "train_controlnet": {"conditioning_data_dir": "control"},
-    "sdxl_train_control_net_lllite": {"conditioning_data_dir": "control", "cond_emb_dim": 32, "network_dim": 64},
+    "sdxl_train_control_net_lllite": {"conditioning_data_dir": "control"},
 }
 CACHE: Values = {"cache_text_encoder_outputs": True}
 TO_DISK: Values = {"cache_text_encoder_outputs_to_disk": True}
@@ -82,14 +82,11 @@ CASES: list[tuple[str, Any, str, str, Values, Values]] = [
         (name, rules_sdxl.cached_captions_vary, "error", key, {**CACHE, key: value}, {key: value})
         for name in ("sdxl_train_network", "sdxl_train", "sdxl_train_control_net_lllite")
         for key, value in (("shuffle_caption", True), ("caption_dropout_rate", 0.1), ("token_warmup_step", 10.0),
-                           ("caption_tag_dropout_rate", 0.1))
+                           ("caption_tag_dropout_rate", 0.1), ("enable_wildcard", True),
+                           ("caption_dropout_every_n_epochs", 2))
     ),
     ("sdxl_train_network", rules_sdxl.cached_captions_vary, "error", "shuffle_caption",
      {**TO_DISK, "shuffle_caption": True}, TO_DISK),
-    ("sdxl_train", rules_sdxl.cached_captions_drawn_once, "warning", "enable_wildcard",
-     {**CACHE, "enable_wildcard": True}, {"enable_wildcard": True}),
-    ("sdxl_train", rules_sdxl.cached_captions_drawn_once, "warning", "caption_dropout_every_n_epochs",
-     {**CACHE, "caption_dropout_every_n_epochs": 2}, {"caption_dropout_every_n_epochs": 2}),
     ("sdxl_train", rules_methods.block_rates, "error", "block_lr", {"block_lr": rates(22)}, {"block_lr": rates(23)}),
     ("sdxl_train", rules_methods.block_rates, "error", "block_lr", {"block_lr": rates(24)}, {}),
     ("sdxl_train", rules_methods.block_rates, "error", "block_lr", {"block_lr": rates(22) + ",fast"},
@@ -135,6 +132,8 @@ CASES: list[tuple[str, Any, str, str, Values, Values]] = [
     ("train_db", rules_methods.two_formats, "warning", "use_safetensors",
      {"use_safetensors": True, "save_model_as": "ckpt"},
      {"use_safetensors": True, "save_model_as": "diffusers_safetensors"}),
+    ("train_db", rules_methods.padding_of_long_captions, "error", "no_token_padding",
+     {"no_token_padding": True, "max_token_length": 225}, {"no_token_padding": True}),
     ("fine_tune", rules_methods.metadata_for_fine_tuning, "error", "in_json", {"in_json": None},
      {"in_json": None, "dataset_config": "d.toml"}),
     ("train_textual_inversion", rules_methods.new_word, "error", "token_string", {"token_string": None}, {}),
@@ -151,10 +150,6 @@ CASES: list[tuple[str, Any, str, str, Values, Values]] = [
     ("sdxl_train_control_net_lllite", rules_methods.control_pictures, "error", "conditioning_data_dir",
      {"conditioning_data_dir": None}, {}),
     ("train_controlnet", rules_methods.cropped_control_pictures, "error", "random_crop", {"random_crop": True}, {}),
-    ("sdxl_train_control_net_lllite", rules_methods.sizes_of_lllite, "error", "cond_emb_dim",
-     {"cond_emb_dim": None}, {}),
-    ("sdxl_train_control_net_lllite", rules_methods.sizes_of_lllite, "error", "network_dim",
-     {"network_dim": None}, {}),
     ("fine_tune", rules_learning.some_rate, "error", "learning_rate", {"learning_rate": 0.0},
      {"learning_rate": 0.0, "learning_rate_te": 1e-6, "train_text_encoder": True}),
     ("sdxl_train", rules_learning.some_rate, "error", "learning_rate", {"learning_rate": 0.0},
@@ -162,6 +157,9 @@ CASES: list[tuple[str, Any, str, str, Values, Values]] = [
     ("train_textual_inversion", rules_learning.some_rate, "error", "learning_rate", {"learning_rate": 0.0}, {}),
     ("sdxl_train", rules_learning.wild_rate, "warning", "block_lr", {"block_lr": rates(22) + ",0.5"},
      {"block_lr": rates(23)}),
+    ("sdxl_train", rules_learning.self_tuning_parts, "warning", "block_lr",
+     {"optimizer_type": "Prodigy", "block_lr": rates(23, "1"), "train_text_encoder": True},
+     {"optimizer_type": "Prodigy", "block_lr": rates(23, "1")}),
     ("sdxl_train", rules_learning.self_tuning_parts, "warning", "learning_rate",
      {"optimizer_type": "Prodigy", "learning_rate": 1.0, "learning_rate_te1": 0.5, "train_text_encoder": True},
      {"optimizer_type": "Prodigy", "learning_rate": 1.0, "train_text_encoder": True}),
@@ -276,3 +274,9 @@ def test_errors_name_the_option() -> None:
     with pytest.raises(UserError, match="no option of train_db.py") as caught:
         parse("train_db", [*argv("train_db"), "--network_dim", "4"])
     assert caught.value.key == "network_dim"
+    assert caught.value.hint == (
+        "It is an option of train_network.py, sdxl_train_network.py and sdxl_train_control_net_lllite.py."
+    )
+    with pytest.raises(UserError) as caught:
+        parse("train_network", [*argv("train_network"), "--cond_emb_dim", "4"])
+    assert caught.value.hint == "It is an option of sdxl_train_control_net_lllite.py."

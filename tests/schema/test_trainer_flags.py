@@ -4,6 +4,7 @@ Every difference is listed here with its reason, and a listed difference that is
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,17 @@ def test_real_flags_are_not_retired() -> None:
     assert "train_text_encoder" in retired("train_network")
     assert "train_text_encoder" not in retired("fine_tune")
     assert "no_token_padding" not in retired("train_db")
+
+
+def test_every_flag_is_read_by_the_trainers() -> None:
+    """An option whose name stands nowhere beside its declaration cannot have an effect."""
+    package = Path(__file__).parents[2] / "sd_scripts"
+    text = "\n".join(
+        path.read_text(encoding="utf-8")
+        for path in package.rglob("*.py")
+        if "schema" not in path.parts or path.name in ("rules.py", "captions.py", "parse.py")
+    )
+    names = {key for command in COMMANDS for key in trainer_fields(command)}
+    idle = {key for key in names if not re.search(rf"\b{key}\b", text)}
+    # written into the file by their common beginning
+    assert {key for key in idle if not key.startswith("metadata_")} == set()

@@ -5,10 +5,6 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from sd_scripts.schema.steps import batch_count
 
 if TYPE_CHECKING:
@@ -63,22 +59,6 @@ def report_tables(group: "DatasetGroup") -> list[ReportTable]:
     ]
 
 
-def print_report(group: "DatasetGroup", console: Console | None = None) -> None:
-    """Print folders, buckets and the length of an epoch; warnings come last, where they are seen."""
-    console = console or Console()
-    for report in report_tables(group):
-        table = Table(*report.columns, title=report.title, title_justify="left")
-        for row in report.rows:
-            table.add_row(*(Text(cell) for cell in row))
-        console.print(table)
-    counts = (
-        f"{group.images} pictures, {group.repeated_images} with repeats, {group.batches_per_epoch} batches an epoch"
-    )
-    console.print(Text(counts))
-    for warning in group.warnings:
-        console.print(Text(f"WARNING: {warning}", style="bold yellow"))
-
-
 def tag_frequency(group: "DatasetGroup") -> dict[str, dict[str, int]]:
     """How often each tag stands in the captions of each folder; a folder used by several data sets counts once."""
     counts: dict[str, Counter[str]] = {}
@@ -110,11 +90,6 @@ def bucket_info(dataset: "Dataset") -> dict[str, Any] | None:
 
 def dataset_facts(group: "DatasetGroup") -> list[dict[str, Any]]:
     """One entry a data set, as `ss_datasets` lists them in the metadata of trained files."""
-    return [_dataset_entry(dataset) for dataset in group.datasets]
-
-
-def dataset_entries(group: "DatasetGroup") -> list[dict[str, Any]]:
-    """One entry a data set, with the keys of `ss_datasets`."""
     return [_dataset_entry(dataset) for dataset in group.datasets]
 
 

@@ -149,6 +149,7 @@ class Assembly:
     def _samples(self) -> SampleMaker:
         config = self.config
         return SampleMaker(
+            accelerator=self.accelerator,
             family=self.family,
             method=self.method,
             model=self.model,
@@ -179,6 +180,7 @@ class Assembly:
             predictor=predictor,
             batches=batches,
             seed=self.seed if chosen is None else chosen,
+            length=len(group),
             low=low,
             high=high,
         )

@@ -228,9 +228,8 @@ class Trainer:
 
     def _sample(self, epoch: int | None) -> None:
         run = self.run
-        if run.accelerator.is_main_process:
-            with run.created.evaluating(), run.method.evaluation():
-                run.samples.make(self.position.step, epoch)
+        with run.created.evaluating(), run.method.evaluation():
+            run.samples.make(self.position.step, epoch)
         run.accelerator.wait_for_everyone()
         self.clock.restart()
 

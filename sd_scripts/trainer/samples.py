@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 from PIL.Image import Image
 
 from sd_scripts.families.base import Family, Model
@@ -19,10 +21,20 @@ from sd_scripts.trainer.endings import TerminatedError
 from sd_scripts.trainer.reporting import Reporter
 
 
+@dataclass(frozen=True)
+class _Made:
+    """The picture of prompt `number`, or why there is none."""
+
+    number: int
+    image: Image | None
+    problem: str = ""
+
+
 @dataclass
 class SampleMaker:
     """Makes the pictures of all prompts with the weights as they are."""
 
+    accelerator: Accelerator
     family: Family
     method: Method
     model: Model
@@ -48,26 +60,61 @@ class SampleMaker:
         return bool(self.options.sample_prompts) and should_sample(step, epoch, self.options, first)
 
     def make(self, step: int, epoch: int | None = None) -> int:
-        """Make one picture a prompt; returns how many were written. Never raises for a picture that fails."""
-        try:
-            prompts = self.prompts()
-        except (UserError, OSError, ValueError) as error:
-            self.reporter.warn("sample", f"No sample pictures at step {step}: {error}", key="sample_prompts")
-            return 0
+        """Make one picture a prompt, every process its share; the first process writes them all.
+
+        Called in every process. Returns how many were written here. Never raises for a picture that fails.
+        """
+        prompts = self._agreed_prompts(step)
         if not prompts:
-            message = f"No sample pictures at step {step}: there is no prompt."
-            self.reporter.warn("sample", message, "Give a file with prompts in sample_prompts.", "sample_prompts")
             return 0
         vae_device = next(self.model.vae.parameters()).device
         self.model.vae.to(self.device)
         written = 0
+        others: list[_Made] = []
         for number, prompt in enumerate(prompts):
             self.reporter.phase("sample", number, len(prompts))
-            written += self._one(prompt, step, epoch)
+            if not self._is_mine(number):
+                continue
+            made = self._one(number, prompt)
+            if self.accelerator.is_main_process:
+                written += self._write(made, prompt, step, epoch)
+            elif not self._all_together:
+                others.append(made)
+        if self.accelerator.num_processes > 1:
+            gathered: list[_Made] = gather_object(others)
+            if self.accelerator.is_main_process:
+                written += sum(self._write(made, prompts[made.number], step, epoch) for made in gathered)
         if not self.keep_vae:
             self.model.vae.to(vae_device)
         self.reporter.phase("train")
         return written
+
+    @property
+    def _all_together(self) -> bool:
+        """Whether the weights are spread over the processes, so that none can predict without the others."""
+        return self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+
+    def _is_mine(self, number: int) -> bool:
+        alone = self.accelerator.num_processes == 1 or self._all_together
+        return alone or number % self.accelerator.num_processes == self.accelerator.process_index
+
+    def _agreed_prompts(self, step: int) -> list[SamplePrompt]:
+        """The prompts as the first process reads them: the file may be edited at any moment."""
+        found = [self._readable_prompts(step) if self.accelerator.is_main_process else []]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(found)
+        return found[0]
+
+    def _readable_prompts(self, step: int) -> list[SamplePrompt]:
+        try:
+            prompts = self.prompts()
+        except (UserError, OSError, ValueError) as error:
+            self.reporter.warn("sample", f"No sample pictures at step {step}: {error}", key="sample_prompts")
+            return []
+        if not prompts:
+            message = f"No sample pictures at step {step}: there is no prompt."
+            self.reporter.warn("sample", message, "Give a file with prompts in sample_prompts.", "sample_prompts")
+        return prompts
 
     def _picture(self, prompt: SamplePrompt) -> Image:
         rewrite = self.method.rewrite_prompt
@@ -84,16 +131,24 @@ class SampleMaker:
                 guide=guide,
             )
 
-    def _one(self, prompt: SamplePrompt, step: int, epoch: int | None) -> int:
+    def _one(self, number: int, prompt: SamplePrompt) -> _Made:
         try:
-            image = self._picture(prompt)
-            path = sample_folder(self.output_dir) / sample_name(self.output_name, prompt, step, epoch)
-            save_png(image, path, prompt)
+            return _Made(number, self._picture(prompt))
         except TerminatedError:
             raise
         except Exception as error:  # noqa: BLE001 (hours of training are worth more than a picture)
-            said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            self.reporter.warn("sample", f"The sample picture of prompt {prompt.index} failed: {said}")
+            return _Made(number, None, str(error) if isinstance(error, UserError) else _named(error))
+
+    def _write(self, made: _Made, prompt: SamplePrompt, step: int, epoch: int | None) -> int:
+        image, problem = made.image, made.problem
+        path = sample_folder(self.output_dir) / sample_name(self.output_name, prompt, step, epoch)
+        try:
+            if image is not None:
+                save_png(image, path, prompt)
+        except (OSError, UserError) as error:
+            problem = str(error)
+        if image is None or problem:
+            self.reporter.warn("sample", f"The sample picture of prompt {prompt.index} failed: {problem}")
             return 0
         self.reporter.event(
             "sample",
@@ -105,3 +160,7 @@ class SampleMaker:
             seed=int(image.info["seed"]),
         )
         return 1
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -22,13 +22,17 @@ _TIMESTEPS = 4
 
 @dataclass
 class Validation:
-    """Measures the validation loss. `batches` starts the same pass over the same batches each time it is called."""
+    """Measures the validation loss. `batches` starts the same pass over the same batches each time it is called.
+
+    `length` is the number of batches of all processes together; the last process may get one of another again.
+    """
 
     options: ValidationOptions
     maths: StepMaths
     predictor: nn.Module
     batches: Callable[[], Iterator[Batch]]
     seed: int
+    length: int
     low: int = 0
     high: int = 1000
 
@@ -53,8 +57,10 @@ class Validation:
         """
         total, count = 0.0, 0
         with untouched_randomness(self.maths.device):
-            for number, batch in enumerate(self.batches()):
-                if self.options.max_validation_steps and number >= self.options.max_validation_steps:
+            for place, batch in enumerate(self.batches()):
+                # The batch's place among those of all processes: it gets the same noise whoever measures it.
+                number = place * accelerator.num_processes + accelerator.process_index
+                if number >= self.length or number >= (self.options.max_validation_steps or self.length):
                     break
                 for timestep in self.timesteps():
                     total += self._one(accelerator, batch, timestep, number)

@@ -23,14 +23,13 @@ from sd_scripts.training import rng
 
 config = parse("train_network", sys.argv[1:])
 session = Session(config, *pair(COMMANDS["train_network"], config))
-data = scan(config, 7)
+data = scan(config, session.method, 7)
 run = session._prepare(data, plan_of(config, data, 2), 7)
 run.method.on_epoch_start()
 batch = next(run.loader.epoch(1))
-state = rng.capture()
 
 def gradients():
-    rng.restore(state)
+    rng.seed_batch(7, 0, run.accelerator.process_index)
     run.optimizer.zero_grad(set_to_none=True)
     prediction, sample = run.predictor(run.maths.latents(batch), batch, run.maths.draw)
     run.accelerator.backward(run.maths.losses(prediction, sample, batch).mean())

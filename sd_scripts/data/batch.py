@@ -25,7 +25,7 @@ from sd_scripts.data.image import (
 )
 from sd_scripts.data.text_cache import TextCache
 from sd_scripts.schema.buckets import Size
-from sd_scripts.schema.captions import Moment, compose
+from sd_scripts.schema.captions import Moment, compose, replace
 from sd_scripts.schema.errors import DataError
 
 __all__ = ["Batch", "make_batch"]
@@ -58,11 +58,13 @@ def make_batch(group: DatasetGroup, index: int, epoch: int, step: int = 0, max_s
     Raises:
         DataError: naming a picture or cache file that cannot be read.
     """
-    if group.foreign is not None:
-        return as_batch(group.foreign[index], index, group.blueprint.source)
-    dataset, number = group.locate(index)
     start = f"{group.seed}/{epoch}/{index}"
     rng, words = random.Random(start), random.Random(f"{start}/words")
+    if group.foreign is not None:
+        batch = as_batch(group.foreign[index], index, group.blueprint.source)
+        batch.captions = [replace(caption, group.replacements, words) for caption in batch.captions]
+        return batch
+    dataset, number = group.locate(index)
     moment = Moment(epoch, step, max_steps)
     records = [dataset.records[i] for i in dataset.order.pictures(epoch, number)]
     samples, captions = [], []

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sd_scripts.data.foreign import as_batch
 from sd_scripts.data.npz import DAMAGED, BackgroundWriter, Shapes, read_arrays, read_shapes, write_arrays
 from sd_scripts.data.spec import SubsetSpec
 from sd_scripts.schema.captions import Replacements, compose
@@ -111,6 +112,12 @@ def cache_text(
     max_token_length: int | None,
 ) -> tuple[TextCache, int]:
     """See DatasetGroup.cache_text_outputs. Returns the cache and the number of captions encoded here."""
+    if group.foreign is not None and as_batch(group.foreign[0], 0, group.blueprint.source).text_outputs is None:
+        raise UserError(
+            f"the batches of dataset_class {group.blueprint.source} bring no text encoder outputs.",
+            key=KEY,
+            hint=f"Give them as text_outputs, or leave {KEY} out.",
+        )
     subsets = [subset.spec for dataset in group.datasets for subset in dataset.subsets]
     check_text_cacheable(subsets, group.replacements)
     cache = TextCache(memory=None if to_disk else {})

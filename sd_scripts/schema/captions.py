@@ -102,6 +102,11 @@ def compose(
         caption = _rearrange(caption, rules, rng, moment)
     if rules.secondary_separator:
         caption = caption.replace(rules.secondary_separator, rules.caption_separator)
+    return replace(caption, replacements, rng)
+
+
+def replace(caption: str, replacements: Replacements, rng: random.Random) -> str:
+    """A caption with other texts in the place of those named; see `compose`."""
     for old, new in replacements:
         chosen = new if isinstance(new, str) else rng.choice(new)
         caption = caption.replace(old, chosen) if old else chosen

@@ -1,6 +1,7 @@
 """Text encoder outputs in memory and on disk, and what is put into captions."""
 
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -300,3 +301,65 @@ def test_a_data_set_class_may_bring_outputs() -> None:
         "pool2": (2, 10),
     }
     assert as_batch({"images": images, "captions": ["a", "b"]}, 0, "x").text_outputs is None
+
+
+class Greys:
+    """A data set class of somebody else, with or without outputs of the text encoders."""
+
+    def __init__(self, with_outputs: bool) -> None:
+        self.more = {"text_outputs": {"pool2": torch.ones(1, 10)}} if with_outputs else {}
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"images": torch.zeros(1, 3, 64, 64), "captions": ["a tok"]} | self.more
+
+
+class GreysWithOutputs(Greys):
+    def __init__(self) -> None:
+        super().__init__(True)
+
+
+class GreysWithout(Greys):
+    def __init__(self) -> None:
+        super().__init__(False)
+
+
+def test_a_data_set_class_with_a_cache_and_replacements() -> None:
+    group = build(blueprint(dataset_class=f"{__name__}.GreysWithOutputs", allow_plugins=True), 1)[0]
+    group.replacements = (("tok", "tok tok1"),)
+    assert group.cache_text_outputs(Encoder()) == 0
+    batch = make_batch(group, 0, 1)
+    assert batch.captions == ["a tok tok1"]
+    assert batch.text_outputs is not None
+    poor = build(blueprint(dataset_class=f"{__name__}.GreysWithout", allow_plugins=True), 1)[0]
+    with pytest.raises(UserError, match="bring no text encoder outputs") as caught:
+        poor.cache_text_outputs(Encoder())
+    assert caught.value.key == "cache_text_encoder_outputs"
+
+
+def test_a_cache_travels_to_processes_that_start_afresh(tmp_path: Path, pictures: Path) -> None:
+    for to_disk in (False, True):
+        group, encoder = group_of(tmp_path), Encoder()
+        group.cache_text_outputs(encoder, to_disk=to_disk)
+        twin = pickle.loads(pickle.dumps(group))
+        check_batches(twin, encoder)
+        loader = BatchLoader(group, workers=2)
+        assert loader.workers == 2
+        ours, theirs = list(BatchLoader(group).epoch(1)), list(loader.epoch(1))
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.captions == other.captions
+            assert one.text_outputs is not None
+            assert other.text_outputs is not None
+            assert all(torch.equal(values, other.text_outputs[name]) for name, values in one.text_outputs.items())
+
+
+def test_no_workers_where_everything_is_in_memory(tmp_path: Path, pictures: Path) -> None:
+    group = group_of(tmp_path)
+    group.cache_latents(lambda pixels: torch.nn.functional.avg_pool2d(pixels, 8)[:, [0, 1, 2, 0]])
+    assert group.latents_in_memory
+    group.cache_text_outputs(Encoder())
+    assert BatchLoader(group, workers=2).workers == 0
+    group.cache_text_outputs(Encoder(), to_disk=True)
+    assert BatchLoader(group, workers=2).workers == 2

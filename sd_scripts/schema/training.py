@@ -153,7 +153,7 @@ class TrainingOptions(DeepSpeedOptions):
         "Store only the U-Net of the base model in 8 bits and leave the text encoder as it is. Needs precision fp16 "
         "or bf16.",
         label="U-Net in 8 bits",
-        methods=("network",),
+        methods=("network", "embedding", "xti", "controlnet", "lllite"),
     )
     sdpa: bool = option(
         False,

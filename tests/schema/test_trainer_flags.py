@@ -63,13 +63,16 @@ SHARED = {
 # newer descriptions of files, which the newest train_controlnet.py has lost altogether
 _METADATA = {key for key in trainer_fields("train_controlnet") if key.startswith("metadata_")}
 _ROUNDING = {"stochastic_rounding"}
+# frozen weights can be kept in 8 bits by every method that leaves the U-Net as it is
+_SMALL = {"fp8_base_unet"}
 OURS = {
     "train_db": _ROUNDING,
     # transparency as a mask needs no folder of masks
     "fine_tune": _ROUNDING | {"masked_loss"},
     # regularisation pictures are taken there too
     "sdxl_train": _ROUNDING | {"prior_loss_weight"},
-    "train_controlnet": _METADATA,
+    **{name: _SMALL for name, command in COMMANDS.items() if command.method in ("embedding", "xti", "lllite")},
+    "train_controlnet": _METADATA | _SMALL,
 }
 
 

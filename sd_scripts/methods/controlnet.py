@@ -96,7 +96,7 @@ class ControlNetMethod(Method):
                 logger.warning("the ControlNet starts as a copy of 8-bit weights; without fp8_base it starts exact")
             net = make_controlnet(unet)
         place = next(model.unet.parameters()).device
-        net.to(place, network_dtype)
+        nn.Module.to(net, place, network_dtype)  # diffusers' own warns for nothing
         net.requires_grad_(True)
         chosen = model.extras.get("attention")
         use_attention(net, xformers=chosen == "xformers", mem_eff_attn=chosen == "mem_eff_attn")

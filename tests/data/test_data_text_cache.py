@@ -1,8 +1,10 @@
 """Text encoder outputs in memory and on disk, and what is put into captions."""
 
+import copy
+import json
 import os
-import pickle
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -343,8 +345,8 @@ def test_a_cache_travels_to_processes_that_start_afresh(tmp_path: Path, pictures
     for to_disk in (False, True):
         group, encoder = group_of(tmp_path), Encoder()
         group.cache_text_outputs(encoder, to_disk=to_disk)
-        twin = pickle.loads(pickle.dumps(group))
-        check_batches(twin, encoder)
+        assert len(ForkingPickler.dumps(group)) > 0
+        check_batches(copy.deepcopy(group), encoder)
         loader = BatchLoader(group, workers=2)
         assert loader.workers == 2
         ours, theirs = list(BatchLoader(group).epoch(1)), list(loader.epoch(1))
@@ -363,3 +365,30 @@ def test_no_workers_where_everything_is_in_memory(tmp_path: Path, pictures: Path
     assert BatchLoader(group, workers=2).workers == 0
     group.cache_text_outputs(Encoder(), to_disk=True)
     assert BatchLoader(group, workers=2).workers == 2
+
+
+def test_captions_of_a_metadata_file(tmp_path: Path, pictures: Path) -> None:
+    meta = tmp_path / "meta.json"
+    meta.write_text(json.dumps({f"im0{n}": {"caption": f"c{n}", "tags": "x"} for n in range(4)}))
+    os.utime(meta, (1, 1))
+    encoder = Encoder()
+    for number in range(4):
+        foreign_file(pictures / f"im0{number}_te_outputs.npz", encoder.one(f"c{number}, x"))
+    values = {"train_data_dir": pictures, "in_json": meta}
+    group = group_of(tmp_path, **values)
+    assert group.cache_text_outputs(Encoder(), to_disk=True) == 0
+    check_batches(group, encoder)
+    os.utime(meta, (4e9, 4e9))  # the metadata was written anew since
+    group = group_of(tmp_path, **values)
+    assert group.cache_text_outputs(encoder, to_disk=True) == 4
+    check_batches(group, encoder)
+
+
+def test_pictures_set_aside_have_a_cache_of_their_own(tmp_path: Path, pictures: Path) -> None:
+    made = blueprint(train_data_dir=tmp_path / "train", validation_split=0.5, shuffle_caption=False)
+    for group in build(made, 1):
+        assert group is not None
+        encoder = Encoder()
+        group.cache_text_outputs(encoder, to_disk=True)
+        check_batches(group, encoder)
+    assert len(list(pictures.glob("*_te_outputs.npz"))) == 4

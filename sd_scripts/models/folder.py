@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,12 @@ def is_hub_id(name: str) -> bool:
     return bool(_HUB_ID.fullmatch(name)) and not name.endswith((".safetensors", ".ckpt", ".pt", ".bin"))
 
 
+def hub_configs(name: str, key: str | None = KEY) -> Path:
+    """The local copy of a hub model's configs alone: enough to tell what it is. Errors as `hub_folder`."""
+    with _hub_errors(name, key):
+        return Path(snapshot_download(name, allow_patterns=_configs(_PARTS)))
+
+
 def hub_folder(name: str, parts: tuple[str, ...] = _PARTS, key: str | None = KEY) -> Path:
     """The local copy of a hub model's configs and weights, downloaded when it is not in the cache yet.
 
@@ -95,16 +103,28 @@ def hub_folder(name: str, parts: tuple[str, ...] = _PARTS, key: str | None = KEY
     Raises:
         UserError: the machine is offline and the model not cached, or the hub does not have it or refuses it.
     """
-    configs = ["model_index.json", "config.json", "scheduler/*.json", *(f"{part}/*.json" for part in parts)]
     stems = [f"{part}/*.safetensors" for part in parts] + ["diffusion_pytorch_model.safetensors"]
     variants = ["*.fp16.*", "*.bf16.*", "*non_ema*"]
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=[*configs, *stems], ignore_patterns=variants))
+    with _hub_errors(name, key):
+        wanted = [*_configs(parts), *stems]
+        folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=variants))
         if not _has_weights(folder, ".safetensors"):
             older = [pattern.replace("safetensors", "bin") for pattern in stems]
             snapshot_download(name, allow_patterns=older, ignore_patterns=variants)
         if not _has_weights(folder, ".safetensors") and not _has_weights(folder, ".bin"):
             snapshot_download(name, allow_patterns=[*stems])
+    return folder
+
+
+def _configs(parts: tuple[str, ...]) -> list[str]:
+    return ["model_index.json", "config.json", "scheduler/*.json", *(f"{part}/*.json" for part in parts)]
+
+
+@contextmanager
+def _hub_errors(name: str, key: str | None) -> Iterator[None]:
+    """What the hub's library raises, as one sentence."""
+    try:
+        yield
     except LocalEntryNotFoundError as error:
         raise UserError(
             f"There is no file or folder {name}, and as a hub id it cannot be fetched: the hub is not reachable.",
@@ -118,7 +138,6 @@ def hub_folder(name: str, parts: tuple[str, ...] = _PARTS, key: str | None = KEY
             key=key,
             hint="Check the name; some models want you to accept their terms and to log in first.",
         ) from error
-    return folder
 
 
 def _has_weights(folder: Path, suffix: str) -> bool:

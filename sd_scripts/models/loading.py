@@ -44,8 +44,10 @@ _NAMES = {
 _SD, _SDXL = ("sd1", "sd2"), ("sdxl",)
 _WANTED = {_SD: "a Stable Diffusion 1.x or 2.x model", _SDXL: "a Stable Diffusion XL base model"}
 _WAYS_OUT = {
-    _SD: "Train it with the script of the same name that begins with sdxl_, or choose a 1.x or 2.x model.",
-    _SDXL: "Train it with the script of the same name that does not begin with sdxl_, or choose an XL model.",
+    _SD: "Train it with sdxl_train_network.py, sdxl_train.py or sdxl_train_textual_inversion.py, or choose a 1.x or "
+    "2.x model.",
+    _SDXL: "Train it with train_network.py, train_db.py, fine_tune.py or train_textual_inversion.py, or choose an XL "
+    "base model.",
 }
 
 
@@ -166,6 +168,8 @@ def _find(source: str, versions: tuple[str, ...], want_vae: bool) -> _Source:
     if path.is_file():
         return _file_source(path, versions, want_vae)
     if folders.is_hub_id(source):
+        # A model of the wrong kind is refused by its configs, before gigabytes are fetched.
+        _folder_version(folders.hub_configs(source), source, versions)
         return _folder_source(folders.hub_folder(source), versions, want_vae)
     raise UserError(
         f"There is no model at {source}.",
@@ -174,14 +178,20 @@ def _find(source: str, versions: tuple[str, ...], want_vae: bool) -> _Source:
     )
 
 
-def _folder_source(folder: Path, versions: tuple[str, ...], want_vae: bool) -> _Source:
+def _folder_version(folder: Path, source: str, versions: tuple[str, ...]) -> str:
+    """What a diffusers folder holds, from its configs. Raises UserError when it is none of `versions`."""
     index = folders.read_config(folder, "model_index.json")
     text = folders.read_config(folder / "text_encoder") if (folder / "text_encoder").is_dir() else {}
     unet = folders.read_config(folder / "unet") if (folder / "unet").is_dir() else {}
     version = folder_version(index, unet, text)
-    _refuse_others(version, versions, str(folder))
+    _refuse_others(version, versions, source)
+    return version
+
+
+def _folder_source(folder: Path, versions: tuple[str, ...], want_vae: bool) -> _Source:
+    version = _folder_version(folder, str(folder), versions)
     parts = ["unet", "text_encoder", *(["text_encoder_2"] if version == "sdxl" else [])]
-    for part in [*parts, *([folders.vae_folder(folder).name] if want_vae else [])]:
+    for part in [*parts, *(["vae"] if want_vae else [])]:
         folders.read_config(folder / part)
     return _Source(
         version=version,

@@ -99,7 +99,8 @@ def text_part(weights: Weights, version: str, source: str, number: int, dtype: t
 
 def text_config(config: dict[str, Any], weights: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     """`config` with the widths that the weights have; vocabulary too, which inserted embeddings make longer."""
-    level = "text_model." if "text_projection.weight" in weights else ""
+    level = "text_model." if any(name.startswith("text_model.") for name in weights) else ""
+    projection = weights.get("text_projection.weight")
     try:
         vocabulary, width = weights[f"{level}embeddings.token_embedding.weight"].shape
         inner = weights[f"{level}encoder.layers.0.mlp.fc1.weight"].shape[0]
@@ -108,7 +109,7 @@ def text_config(config: dict[str, Any], weights: Mapping[str, Tensor], source: s
     return config | {
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "projection_dim": weights["text_projection.weight"].shape[0] if level else width,
+        "projection_dim": width if projection is None else projection.shape[0],
         "intermediate_size": inner,
         "num_attention_heads": max(1, width // HEAD_WIDTH),
     }

@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from sd_scripts.models.assets import model_config
 from sd_scripts.models.build import LoadedModel, make_text_encoders, make_unet, make_vae
 from sd_scripts.models.loading import load_sd
-from sd_scripts.models.saving import original_state_dict, save_diffusers_folder, save_single_file, write_configs
+from sd_scripts.models.saving import original_state_dict, save_diffusers_folder, save_single_file
 from sd_scripts.models.tiny import build_tiny
 from sd_scripts.models.tokenizer import build_tokenizer
 from sd_scripts.schema.model import ModelOptions
@@ -45,7 +45,8 @@ def test_full_size_names_are_those_of_the_original_files() -> None:
         config = model_config(version)
         with torch.device("meta"):
             parts = (make_unet(config["unet"]), make_text_encoders(config), make_vae(config["vae"]))
-        names = _shapes(LoadedModel(*parts, [], version, "epsilon"))
+            weights = original_state_dict(LoadedModel(*parts, [], version, "epsilon"))
+        names = {name: tuple(value.shape) for name, value in weights.items()}
         assert len(names) == count
         unet = [name for name in names if name.startswith("model.diffusion_model.")]
         assert len(unet) == 686
@@ -57,14 +58,6 @@ def test_full_size_names_are_those_of_the_original_files() -> None:
         assert names[inner] == ((320, 320, 1, 1) if version == "sd1" else (320, 320))
     assert names["cond_stage_model.model.transformer.resblocks.23.attn.in_proj_weight"] == (3072, 1024)
     assert names["cond_stage_model.model.positional_embedding"] == (77, 1024)
-
-
-def _shapes(model: LoadedModel) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the single file; zeros stand for the weights, one value stretched over each shape."""
-    for part in (model.unet, *model.text_encoders, model.vae):
-        flat = {name: torch.zeros(()).expand(value.shape) for name, value in part.state_dict().items()}
-        part.load_state_dict(flat, assign=True)
-    return {name: tuple(value.shape) for name, value in original_state_dict(model).items()}
 
 
 def test_the_folder_opens_in_diffusers_and_transformers(tmp_path: Path) -> None:
@@ -89,13 +82,37 @@ def test_the_folder_says_v_prediction(tiny_sd2_v: Path) -> None:
     assert CLIPTokenizer.from_pretrained(str(tiny_sd2_v / "tokenizer"), local_files_only=True).pad_token_id == 0
 
 
-def test_the_single_file_opens_in_diffusers(tiny_sd1_file: Path, tmp_path: Path) -> None:
-    want = build_tiny("sd1")
-    configs = tmp_path / "config"
-    write_configs(want, configs)
-    pipe = StableDiffusionPipeline.from_single_file(str(tiny_sd1_file), config=str(configs), local_files_only=True)
+@pytest.mark.parametrize(("version", "suffix"), [("sd1", ".safetensors"), ("sd1", ".ckpt"), ("sd2", ".safetensors")])
+def test_the_single_file_opens_in_diffusers(
+    version: str, suffix: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    want = build_tiny(version)
+    folder = request.getfixturevalue(f"tiny_{version}")
+    path = save_single_file(load(folder), tmp_path / f"model{suffix}")
+    pipe = StableDiffusionPipeline.from_single_file(str(path), config=str(folder), local_files_only=True)
     for part in ("unet", "text_encoder", "vae"):
         mine, theirs = getattr(want, part).state_dict(), getattr(pipe, part).state_dict()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine), part
+
+
+@pytest.mark.parametrize("version", ["sd1", "sd2"])
+def test_a_folder_of_older_files_opens_in_diffusers(
+    version: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """From a single file of SD2, whose projections run as convolutions, to the published folders' matrices."""
+    want = build_tiny(version)
+    start = load(request.getfixturevalue(f"tiny_{version}_file"))
+    folder = save_diffusers_folder(start, tmp_path / "model", safetensors=False)
+    names = {str(file.relative_to(folder)) for file in folder.glob("*/*.bin")}
+    assert names == {
+        "unet/diffusion_pytorch_model.bin",
+        "vae/diffusion_pytorch_model.bin",
+        "text_encoder/pytorch_model.bin",
+    }
+    pipe = StableDiffusionPipeline.from_pretrained(str(folder), local_files_only=True)
+    for part in ("unet", "text_encoder", "vae"):
+        mine, theirs = getattr(want, part).state_dict(), getattr(pipe, part).state_dict()
+        assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine), part
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,10 @@ import pytest
 import torch
 from torch import nn
 
+from sd_scripts.models import convert
 from sd_scripts.models.assets import model_config
-from sd_scripts.models.build import make_text_encoder, make_unet
+from sd_scripts.models.build import make_text_encoder, make_text_encoders, make_unet
+from sd_scripts.models.keymap import UNET_SHAPES
 from sd_scripts.models.tiny import build_tiny
 from sd_scripts.models.view import text_view, unet_view
 
@@ -47,6 +52,43 @@ def test_full_size_names_kinds_shapes_and_order(version: str) -> None:
         unet, text = make_unet(config["unet"]), make_text_encoder(config["text_encoder"])
     found = walk(text_view(text), TEXT_TARGETS, "lora_te") + walk(unet_view(unet), UNET_TARGETS, "lora_unet")
     assert [facts(name, layer) for name, layer in found] == WANT[version]
+
+
+def xl_rows(unet: nn.Module, texts: Sequence[nn.Module]) -> list[list[Any]]:
+    """Facts of all layers of an SDXL model, text encoders first."""
+    found = []
+    for number, text in enumerate(texts, start=1):
+        found += walk(text_view(text), TEXT_TARGETS, f"lora_te{number}")
+    found += walk(unet_view(unet), UNET_TARGETS, "lora_unet")
+    return [facts(name, layer) for name, layer in found]
+
+
+def test_sdxl_names_kinds_shapes_and_order() -> None:
+    """The whole list is long; its fingerprint was taken of sd-scripts' own."""
+    config = model_config("sdxl")
+    with torch.device("meta"):
+        unet, texts = make_unet(config["unet"]), make_text_encoders(config)
+    rows = xl_rows(unet, texts)
+    assert len(rows) == 1052
+    assert Counter(row[1] for row in rows) == {"linear": 1003, "conv3x3": 38, "conv1x1": 11}
+    assert Counter(row[0].split("_")[1] for row in rows) == {"te1": 72, "te2": 192, "unet": 788}
+    assert rows[0] == ["lora_te1_text_model_encoder_layers_0_self_attn_k_proj", "linear", 768, 768]
+    assert rows[-1] == ["lora_unet_output_blocks_8_0_skip_connection", "conv1x1", 640, 320]
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    assert digest == "1413d3adc5a81037d411ba485fe2bdfba7594337a67f9fa1ba653519b25728c2"
+    # Without convolutions only the transformers' layers are left.
+    linear = [row for row in rows if "_te" in row[0] or "transformer_blocks" in row[0] or "_proj_" in row[0]]
+    assert len([row for row in linear if row[1] == "linear"]) == 986
+    small = build_tiny("sdxl")
+    assert [row[0] for row in xl_rows(small.unet, small.text_encoders)] == [row[0] for row in rows]
+
+
+def test_the_sdxl_view_carries_the_names_of_the_original_file() -> None:
+    unet = build_tiny("sdxl").unet
+    view = unet_view(unet)
+    original = convert.unet_to_original(unet.state_dict(), UNET_SHAPES["sdxl"])
+    assert view.state_dict().keys() == original.keys()
+    assert {id(value) for value in view.parameters()} == {id(value) for value in unet.parameters()}
 
 
 def test_sd2_from_a_folder_keeps_its_linear_projections() -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sd_scripts.data.foreign import as_batch
-from sd_scripts.data.npz import DAMAGED, BackgroundWriter, Shapes, read_arrays, read_shapes, write_arrays
+from sd_scripts.data.npz import DAMAGED, Arrays, BackgroundWriter, Shapes, read_arrays, read_shapes, write_arrays
 from sd_scripts.data.spec import SubsetSpec
 from sd_scripts.schema.captions import Replacements, compose
 from sd_scripts.schema.errors import DataError, UserError
@@ -89,13 +89,15 @@ def check_text_cacheable(subsets: Iterable[SubsetSpec], replacements: Replacemen
 class _Task:
     """One file, or in memory one caption, to fill. since: time of the caption's file in ns, None where it has none.
 
-    plain: whether the caption is used as it is written, as sd-scripts encodes it.
+    plain: whether the caption is used as it is written, as sd-scripts encodes it; shapes: of the file's arrays, once
+    it is known to be right.
     """
 
     caption: str
     path: str
     since: int | None
     plain: bool
+    shapes: Shapes | None = None
 
 
 def cache_text(
@@ -192,8 +194,9 @@ def _ready(tasks: Sequence[_Task], source: dict[str, object], encode: Encode, *,
     foreign = [number for number, state in enumerate(found) if state is None]
     if not foreign:
         return [bool(state) for state in found]
-    good = _like_ours(tasks[foreign[0]], encode)
-    return [good if state is None else state for state in found]
+    first = tasks[foreign[0]]
+    good = _like_ours(first, encode)
+    return [good and task.shapes == first.shapes if state is None else state for task, state in zip(tasks, found)]
 
 
 def _look(task: _Task, source: dict[str, object]) -> bool | None:
@@ -201,17 +204,25 @@ def _look(task: _Task, source: dict[str, object]) -> bool | None:
     if not os.path.isfile(task.path):
         return False
     try:
-        shapes, texts = read_shapes(task.path)
+        shapes, texts = _shapes(task.path)
         recorded = json.loads(str(texts[_SOURCE])) if _SOURCE in texts else None
     except DAMAGED:
         return False  # torn: it is encoded and written again
     if recorded is None:
         right = task.plain and (task.since is None or os.stat(task.path).st_mtime_ns >= task.since)
+        task.shapes = shapes
         return None if right and shapes else False
     if not isinstance(recorded, dict) or recorded.get("caption") != task.caption:
         return False
+    task.shapes = shapes
     known = recorded.get("encoder") and source["encoder"]
     return recorded.get("tokens") == source["tokens"] and (not known or recorded["encoder"] == source["encoder"])
+
+
+def _shapes(path: str) -> tuple[Shapes, Arrays]:
+    """Shapes of a file's outputs, and the texts in it. Raises one of DAMAGED."""
+    shapes, texts = read_shapes(path)
+    return {name: shape for name, shape in shapes.items() if name not in texts}, texts
 
 
 def _like_ours(task: _Task, encode: Encode) -> bool:
@@ -251,6 +262,7 @@ def _encode(captions: list[str], encode: Encode) -> list[Outputs]:
 def _writing(task: _Task, outputs: Outputs, source: dict[str, object]) -> Callable[[], None]:
     def write() -> None:
         arrays = {name: values.numpy() for name, values in outputs.items()}
+        task.shapes = {name: values.shape for name, values in arrays.items()}
         arrays[_SOURCE] = np.array(json.dumps({"caption": task.caption} | source, sort_keys=True))
         try:
             write_arrays(task.path, arrays)
@@ -269,7 +281,7 @@ def _settle(tasks: Sequence[_Task]) -> None:
     usual: Shapes | None = None
     for task in tasks:
         try:
-            shapes = {name: shape for name, shape in read_shapes(task.path)[0].items() if name != _SOURCE}
+            shapes = task.shapes or _shapes(task.path)[0]
         except DAMAGED as error:
             raise DataError(
                 f"the text encoder outputs of {task.caption!r} should be in {task.path} by now, but are not",

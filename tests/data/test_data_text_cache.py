@@ -173,6 +173,10 @@ def test_half_precision_files_of_sd_scripts_are_close_enough(tmp_path: Path, pic
         halved = {name: values.bfloat16().float() for name, values in Encoder().one(caption).items()}
         foreign_file(pictures / f"im0{number}_te_outputs.npz", halved)
     assert group_of(tmp_path).cache_text_outputs(Encoder(), to_disk=True) == 0
+    foreign_file(pictures / "im01_te_outputs.npz", Encoder(tokens=152).one("a cat"))
+    group, encoder = group_of(tmp_path), Encoder()
+    assert group.cache_text_outputs(encoder, to_disk=True) == 1
+    assert encoder.seen == ["a dog", "a cat"]
 
 
 def test_torn_files_are_made_again_and_later_damage_is_named(tmp_path: Path, pictures: Path) -> None:

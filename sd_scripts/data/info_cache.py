@@ -15,7 +15,7 @@ from typing import Any
 
 from sd_scripts.data.image import picture_size
 from sd_scripts.schema.buckets import Size
-from sd_scripts.schema.filememory import read_stamps, stamps_of
+from sd_scripts.schema.filestamps import read_stamps, stamps_of
 
 FILE_NAME = "metadata_cache.json"
 _Entry = tuple[int, int, int, int, str]  # bytes, time of change in ns, width, height, caption

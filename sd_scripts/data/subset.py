@@ -20,9 +20,10 @@ from sd_scripts.data.records import FoundImages
 from sd_scripts.schema.buckets import Size
 from sd_scripts.schema.captions import count_tags, read_caption
 from sd_scripts.schema.errors import DataError
-from sd_scripts.schema.filememory import facts_of
+from sd_scripts.schema.filememory import cache_folder, facts_of
+from sd_scripts.schema.filestamps import LaterStamps
 from sd_scripts.schema.filework import in_parallel
-from sd_scripts.schema.folders import IMAGE_EXTENSIONS, caption_advice, list_folder
+from sd_scripts.schema.folders import IMAGE_EXTENSIONS, ClassFolder, caption_advice, list_folder
 
 
 def _no_images() -> FoundImages:
@@ -71,8 +72,10 @@ def _from_folder(spec: SubsetSpec) -> FoundSubset:
     folder.class_tokens = spec.class_tokens or ""
     root = str(spec.image_dir)
     info = InfoCache(spec.image_dir, folder.images) if spec.cache_info else None
-    sizes, new_sizes = _sizes(root, folder.images, info)
-    captions, new_captions, empty = _captions(root, folder.captions, spec)
+    files = [name for name in folder.captions if name is not None]
+    with LaterStamps(root, files, here=cache_folder() is None) as stamps:
+        sizes, new_sizes = _sizes(root, folder.images, info)
+        captions, new_captions, empty = _captions(folder, spec, stamps)
     with_text = folder.captions_found - len(empty)
     found = FoundSubset(spec, FoundImages(os.path.join(root, ""), folder.images, captions, sizes), with_text)
     if info is not None and (new_sizes or new_captions or not info.exists):
@@ -100,7 +103,7 @@ def _sizes(root: str, names: list[str], info: InfoCache | None) -> tuple[np.ndar
     return np.stack([packed >> 32, packed & 0xFFFFFFFF], axis=1).astype(np.int32), facts.fresh
 
 
-def _captions(root: str, files: list[str | None], spec: SubsetSpec) -> tuple[list[str], int, list[int]]:
+def _captions(folder: ClassFolder, spec: SubsetSpec, stamps: LaterStamps) -> tuple[list[str], int, list[int]]:
     """Caption of every picture, how many were read anew, and the numbers of those whose file is empty."""
     wildcards = spec.captions.enable_wildcard
 
@@ -109,14 +112,13 @@ def _captions(root: str, files: list[str | None], spec: SubsetSpec) -> tuple[lis
         return (0, "") if caption is None else (1, caption)
 
     instead = spec.class_tokens or ""
-    names = [name for name in files if name is not None]
     kind = f"captions, {'all lines' if wildcards else 'first line'}, {spec.caption_extension}"
-    facts = facts_of(root, names, kind, read, texts=True)
-    if sum(facts.numbers) == len(files):
+    facts = facts_of(str(folder.path), stamps.names, kind, read, texts=True, stamps=stamps)
+    if sum(facts.numbers) == len(folder.images):
         return facts.texts, facts.fresh, []
     texts = zip(facts.texts, facts.numbers)
     captions, empty = [], []
-    for number, name in enumerate(files):
+    for number, name in enumerate(folder.captions):
         text, has_text = ("", 0) if name is None else next(texts)
         captions.append(text if has_text else instead)
         if name is not None and not has_text:

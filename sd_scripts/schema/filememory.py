@@ -17,11 +17,13 @@ import tempfile
 import time
 import zlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sd_scripts.schema.filework import READ_FLAGS, in_parallel
+from sd_scripts.schema.filestamps import LaterStamps, stamps_of
+from sd_scripts.schema.filework import in_parallel
+from sd_scripts.schema.stamp_process import STAMP
 
 VARIABLE = "KOHYA_GUI_CACHE"
 FEWEST = 256
@@ -33,8 +35,7 @@ _MOST_FILES, _MOST_BYTES, _LARGEST = 256, 1 << 30, 1 << 28
 _ENDING, _UNFINISHED = ".facts", ".part"
 _DAY = 24 * 3600
 _TICK_NS, _COARSE_NS, _COARSE_STEP = 20_000_000, 2_000_000_000, 10_000_000
-_STAMP = struct.Struct("=3q")
-_GONE, _UNSETTLED = _STAMP.pack(-1, 0, 0), _STAMP.pack(-2, 0, 0)
+_UNSETTLED = STAMP.pack(-2, 0, 0)
 
 logger = logging.getLogger(__name__)
 
@@ -77,40 +78,6 @@ def cache_folder() -> Path | None:
     return Path(base) / "kohya-gui" if os.path.isabs(base) else None
 
 
-def stamps_of(folder: str, names: Sequence[str]) -> bytes:
-    """What tells whether files in a folder changed, in order, following links; see `read_stamps`.
-
-    Raises OSError where the folder cannot be opened.
-    """
-    if os.stat not in os.supports_dir_fd:
-        with os.scandir(folder) as entries:
-            there = {entry.name: _stamp(entry.stat()) for entry in entries if entry.is_file()}
-        return b"".join([there.get(name, _GONE) for name in names])
-    handle = os.open(folder, READ_FLAGS)
-    stat, pack = os.stat, _STAMP.pack
-
-    def look(name: str) -> bytes:
-        try:
-            status = stat(name, dir_fd=handle)
-        except OSError:
-            return _GONE
-        return pack(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-    try:
-        return b"".join(in_parallel(look, names))
-    finally:
-        os.close(handle)
-
-
-def _stamp(status: os.stat_result) -> bytes:
-    return _STAMP.pack(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def read_stamps(stamps: bytes) -> Iterator[tuple[int, int, int]]:
-    """Of every file its length in bytes, and in ns its time of change and that of its inode; length -1: it is gone."""
-    return _STAMP.iter_unpack(stamps)
-
-
 def facts_of(
     folder: str,
     names: Sequence[str],
@@ -118,6 +85,7 @@ def facts_of(
     read: Callable[[str], tuple[int, str]],
     *,
     texts: bool = False,
+    stamps: LaterStamps | None = None,
 ) -> Facts:
     """A number and a text for every file, remembered from an earlier run or read now.
 
@@ -127,17 +95,18 @@ def facts_of(
         read: a file's path -> its number and text. A number below 0 is handed on, but not remembered. What it raises
             ends the reading.
         texts: whether there are texts at all.
+        stamps: of the same files, begun earlier.
     """
     place = _place(folder, kind) if len(names) >= FEWEST else None
-    now = time.time_ns()  # before the stamps: a change during the reading must look new the next time
-    stamps = b""
+    # the time before the stamps: a change during the reading must look new the next time
+    begun, found = stamps.begun if stamps is not None else time.time_ns(), b""
     if place is not None:
         try:
-            stamps = stamps_of(folder, names)
+            found = stamps.collect() if stamps is not None else stamps_of(folder, names)
         except OSError:
             place = None  # reading says what is wrong
     stored = _load(place) if place is not None else None
-    facts, missing = _recall(stored, names, stamps, texts)
+    facts, missing = _recall(stored, names, found, texts)
     prefix = os.path.join(folder, "")
     for number, (value, text) in zip(missing, in_parallel(lambda i: read(prefix + names[i]), missing)):
         facts.numbers[number] = value
@@ -145,7 +114,7 @@ def facts_of(
             facts.texts[number] = text
     facts.fresh = len(missing)
     if place is not None and (missing or stored is None or len(stored.names) != len(names)):
-        _save(place, _Stored(list(names), _settled(stamps, facts, missing, now), facts))
+        _save(place, _Stored(list(names), _settled(found, facts, missing, begun), facts))
     return facts
 
 
@@ -159,7 +128,7 @@ def _recall(stored: _Stored | None, names: Sequence[str], stamps: bytes, texts: 
         return stored.facts, ()
     where = {} if same_names else {name: number for number, name in enumerate(stored.names)}
     missing = []
-    there, width = stored.stamps, _STAMP.size
+    there, width = stored.stamps, STAMP.size
     for number, name in enumerate(names):
         old = number if same_names else where.get(name)
         stamp = stamps[number * width : (number + 1) * width]
@@ -180,12 +149,12 @@ def _settled(stamps: bytes, facts: Facts, read_now: Sequence[int], now: int) -> 
     """
     kept = bytearray(stamps)
     for number in read_now:
-        start = number * _STAMP.size
-        _, changed, inode = _STAMP.unpack_from(stamps, start)
+        start = number * STAMP.size
+        _, changed, inode = STAMP.unpack_from(stamps, start)
         latest = max(changed, inode)
         unsettled = latest > now - (_COARSE_NS if latest % _COARSE_STEP == 0 else _TICK_NS)
         if unsettled or facts.numbers[number] < 0 or (facts.texts and "\0" in facts.texts[number]):
-            kept[start : start + _STAMP.size] = _UNSETTLED
+            kept[start : start + STAMP.size] = _UNSETTLED
     return bytes(kept)
 
 
@@ -205,7 +174,7 @@ def _load(place: Path) -> _Stored | None:
         if content[: len(_MAGIC)] != _MAGIC:
             raise ValueError("of another version")
         count, names_length, texts_length, checksum = _HEAD.unpack(content[len(_MAGIC) : start])
-        body, fixed = content[start:], _STAMP.size + 8
+        body, fixed = content[start:], STAMP.size + 8
         if len(body) != fixed * count + names_length + texts_length or zlib.crc32(body) != checksum:
             raise ValueError("damaged")
         os.utime(place)  # used lately: the last to be cleared away
@@ -215,12 +184,12 @@ def _load(place: Path) -> _Stored | None:
         logger.debug("%s is not used: %s", place, error)
         return None
     numbers = _numbers()
-    numbers.frombytes(body[_STAMP.size * count : fixed * count])
+    numbers.frombytes(body[STAMP.size * count : fixed * count])
     names = _split(body[fixed * count : fixed * count + names_length])
     texts = _split(body[fixed * count + names_length :]) if texts_length else []
     if len(names) != count or len(texts) not in (0, count):
         return None
-    return _Stored(names, bytes(body[: _STAMP.size * count]), Facts(numbers, texts))
+    return _Stored(names, bytes(body[: STAMP.size * count]), Facts(numbers, texts))
 
 
 def _joined(texts: list[str]) -> bytes:

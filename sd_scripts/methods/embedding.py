@@ -93,7 +93,11 @@ class EmbeddingMethod(Method):
                 "num_vectors_per_token",
             )
         if options.use_object_template and options.use_style_template:
-            logger.warning("use_object_template and use_style_template are both set: the object templates are used.")
+            raise UserError(
+                "use_object_template and use_style_template exclude each other.",
+                "use_style_template",
+                "Switch one of them off.",
+            )
         self.options = options
         self.optimizer = optimizer
         self.token: str = options.token_string
@@ -245,7 +249,13 @@ class EmbeddingMethod(Method):
         return ids
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """One group, at the learning rate."""
+        """One group, at the learning rate. Raises UserError where that is 0."""
+        if not self.optimizer.learning_rate:
+            raise UserError(
+                "The learning rate is 0, so nothing would be trained.",
+                "learning_rate",
+                "5e-3 is usual for an embedding.",
+            )
         return [ParameterGroup("embedding", list(self.module.parameters()), self.optimizer.learning_rate)]
 
     @property

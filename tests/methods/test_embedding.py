@@ -240,12 +240,18 @@ def test_captions_without_the_word_are_counted() -> None:
         ({"token_string": None}, "token_string"),
         ({"token_string": ""}, "token_string"),
         ({"num_vectors_per_token": 0}, "num_vectors_per_token"),
+        ({"use_object_template": True, "use_style_template": True}, "use_style_template"),
     ],
 )
 def test_options_that_cannot_work(given: dict[str, Any], key: str) -> None:
     with pytest.raises(UserError) as error:
         EmbeddingMethod(options(**given), OptimizerOptions())
     assert error.value.key == key
+
+
+def test_a_rate_of_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="nothing would be trained"):
+        method(model(), rate=0.0).parameter_groups()
 
 
 def test_names_and_formats() -> None:

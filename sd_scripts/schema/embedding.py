@@ -16,8 +16,8 @@ class EmbeddingOptions:
     )
     init_word: str | None = option(
         None,
-        "Ordinary words whose vectors the new ones start from, for instance cat. Empty starts from vectors drawn "
-        "at random.",
+        "Ordinary words whose vectors the new ones start from, for instance cat. Empty starts near the mean of all "
+        "words.",
         label="Words to start from",
         basic=True,
     )

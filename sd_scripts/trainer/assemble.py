@@ -90,9 +90,7 @@ class Assembly:
         self.method.prepare_optimizer(created)
         scaled = self.accelerator.scaler is not None
         check_fused(options, created, self.config.training.gradient_accumulation_steps, scaled)
-        scheduler = schedulers.create(
-            created, options, self.plan.total_steps, num_processes=self.plan.processes, allow_plugins=plugins
-        )
+        scheduler = schedulers.create(created, options, self.plan.total_steps, allow_plugins=plugins)
         self.reporter.notices([*created.notices, *scheduler.notices])
         return created, scheduler
 

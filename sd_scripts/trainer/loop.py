@@ -150,8 +150,7 @@ class Trainer:
         self._grad_norm = self._clip()
         run.optimizer.step()
         if not run.accelerator.optimizer_step_was_skipped:
-            for _ in range(run.accelerator.num_processes):
-                run.scheduler.step()
+            run.scheduler.step()
         run.optimizer.zero_grad(set_to_none=True)
 
     def _clip(self) -> float | None:

@@ -270,7 +270,11 @@ def _load_scheduler(folder: Path, scheduler: Stateful, manifest: Mapping[str, An
             "Choose the same scheduler as before.",
         )
     try:
-        scheduler.load_state_dict(state_files.read_torch(folder / state_files.SCHEDULER))
+        state = state_files.read_torch(folder / state_files.SCHEDULER)
+        if manifest is None and isinstance(state.get("last_epoch"), int):
+            # Other programs step the scheduler once a process; there is one file of random states for each of them.
+            state["last_epoch"] //= max(1, len(list(folder.glob(state_files.random_states_name("*")))))
+        scheduler.load_state_dict(state)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"The scheduler state in '{folder}' does not fit: {error}.", "resume") from error
 

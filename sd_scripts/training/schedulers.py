@@ -279,23 +279,21 @@ def create(
     options: OptimizerOptions,
     total_steps: int,
     *,
-    num_processes: int = 1,
     allow_plugins: bool = False,
 ) -> CreatedScheduler:
-    """Make the scheduler for an optimizer.
+    """Make the scheduler for an optimizer. It steps once an optimizer step, however many processes there are.
 
     Args:
         created: what `optimizers.create` made; Adafactor's relative step and schedule-free optimizers decide over
             --lr_scheduler.
         options: the optimizer section.
         total_steps: optimizer steps of the whole run.
-        num_processes: how often a step of the prepared scheduler counts.
         allow_plugins: --lr_scheduler_type may name a foreign package.
 
     Raises:
         UserError: unknown name, arguments that do not fit it, warm-up for a scheduler without one.
     """
-    optimizer, total = created.optimizer, total_steps * num_processes
+    optimizer, total = created.optimizer, total_steps
     if created.relative_step:
         return CreatedScheduler(AdafactorLR(optimizer, created.initial_lr), f"adafactor:{created.initial_lr}")
     if created.schedule_free:

@@ -36,8 +36,8 @@ _READ_ERRORS = (
 )
 
 
-def random_states_name(process_index: int) -> str:
-    """The file with the random streams of one process."""
+def random_states_name(process_index: int | str) -> str:
+    """The file with the random streams of one process; of all with "*"."""
     return f"random_states_{process_index}.pkl"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +66,8 @@ def guarded(module: ModuleType | None, arguments: dict[str, Any]) -> Iterator[No
         _check_arguments(module, arguments)
     classes = _preset_classes(module)
     before = [{key: copy.copy(value) for key, value in vars(cls).items() if key.isupper()} for cls in classes]
+    # T-LoRA asks for a full collection with every module it makes: minutes with SDXL. What exists already is set aside.
+    gc.freeze()
     try:
         yield
     except (AssertionError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -74,6 +77,7 @@ def guarded(module: ModuleType | None, arguments: dict[str, Any]) -> Iterator[No
             hint="Check algo, preset and the other network_args. It cannot take ranks from ia3 and dylora files.",
         ) from error
     finally:
+        gc.unfreeze()
         for cls, attributes in zip(classes, before):
             for key, value in attributes.items():
                 setattr(cls, key, value)

@@ -19,8 +19,9 @@ from PIL import Image
 
 from sd_scripts.schema.buckets import Bucketer, Bucketing, Placement, Size
 from sd_scripts.schema.errors import DataError, UserError
+from sd_scripts.schema.filememory import FEWEST, cache_folder
 from sd_scripts.schema.folders import ClassFolder, ignored_entries, list_folder, scan_class_folders
-from sd_scripts.schema.imagesize import read_header
+from sd_scripts.schema.imagesize import read_header, remembered_sizes
 from sd_scripts.schema.steps import balance_regularisation, batch_count
 from sd_scripts.schema.values import parse_resolution
 
@@ -162,6 +163,14 @@ def picture_sizes(paths: list[str]) -> list[Size | None]:
     return [_size_of(*key) for key in keys]
 
 
+def sizes_in(folder: str, names: list[str]) -> list[Size | None]:
+    """Sizes of pictures in a folder; those of a large one are remembered between runs, as the trainers do."""
+    if len(names) < FEWEST or cache_folder() is None:
+        return picture_sizes([os.path.join(folder, name) for name in names])
+    packed = remembered_sizes(folder, names, lambda path: _size_of(path, *_stamp(path))).numbers
+    return [(value >> 32, value & 0xFFFFFFFF) if value >= 0 else None for value in packed]
+
+
 def bucketing_of(values: Mapping[str, Any]) -> Bucketing | None:
     """The rule for buckets in these values (all keys present); None without a valid resolution."""
     try:
@@ -233,7 +242,7 @@ def _folder(folder: ClassFolder, reg: bool, extension: str, part: _Part, problem
     paths = [os.path.join(folder.path, name) for name in folder.images]
     bucketer = Bucketer(part.bucketing) if part.bucketing else None
     pictures = []
-    for path, size, caption in zip(paths, picture_sizes(paths), folder.captions):
+    for path, size, caption in zip(paths, sizes_in(str(folder.path), folder.images), folder.captions):
         found: list[str] = [] if caption or folder.class_tokens else ["no caption"]
         placement = None
         if size is None:

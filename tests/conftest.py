@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ["KOHYA_GUI_CACHE"] = "off"  # nothing of a test goes into the user's cache folder
 
 from collections.abc import Callable
 from pathlib import Path

@@ -24,6 +24,7 @@ from sd_scripts.schema.filememory import cache_folder, facts_of
 from sd_scripts.schema.filestamps import LaterStamps
 from sd_scripts.schema.filework import in_parallel
 from sd_scripts.schema.folders import IMAGE_EXTENSIONS, ClassFolder, caption_advice, list_folder
+from sd_scripts.schema.imagesize import remembered_sizes
 
 
 def _no_images() -> FoundImages:
@@ -92,13 +93,7 @@ def _from_folder(spec: SubsetSpec) -> FoundSubset:
 
 def _sizes(root: str, names: list[str], info: InfoCache | None) -> tuple[np.ndarray, int]:
     """Width and height of pictures as shown, int32 [n, 2], and for how many of them that is news."""
-    look = picture_size if info is None else info.size_of
-
-    def read(path: str) -> tuple[int, str]:
-        width, height = look(path)
-        return width << 32 | height, ""
-
-    facts = facts_of(root, names, "picture sizes", read)
+    facts = remembered_sizes(root, names, picture_size if info is None else info.size_of)
     packed = np.frombuffer(facts.numbers, dtype=np.int64)
     return np.stack([packed >> 32, packed & 0xFFFFFFFF], axis=1).astype(np.int32), facts.fresh
 

@@ -6,8 +6,10 @@ image library.
 
 import os
 import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sd_scripts.schema.filememory import Facts, facts_of
 from sd_scripts.schema.filework import READ_FLAGS
 
 _ORIENTATION_TAG = 0x0112
@@ -28,6 +30,20 @@ class ImageHeader:
     def size(self) -> tuple[int, int]:
         """Width and height as shown: orientations 5 to 8 are turned by a quarter."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+
+def remembered_sizes(folder: str, names: Sequence[str], look: Callable[[str], tuple[int, int] | None]) -> Facts:
+    """Sizes of pictures in a folder, as numbers `width << 32 | height`, -1 where `look` gives None.
+
+    Args:
+        look: a path -> width and height as shown; asked for pictures that are new or changed since an earlier run.
+    """
+
+    def read(path: str) -> tuple[int, str]:
+        size = look(path)
+        return (-1 if size is None else size[0] << 32 | size[1]), ""
+
+    return facts_of(folder, names, "picture sizes", read)
 
 
 class _Bytes:

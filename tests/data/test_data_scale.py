@@ -15,6 +15,7 @@ import pytest
 from data_kit import blueprint
 from PIL import Image
 
+from kohya_gui.dataset_view import sizes_in
 from sd_scripts.data.dataset import build
 from sd_scripts.schema import filememory, filestamps
 from sd_scripts.schema.errors import DataError
@@ -46,6 +47,8 @@ PICTURES = {
     for ending in ("png", "jpg")
     for size in ((64, 64), (96, 64), (64, 96), (128, 48))
 }
+
+PICTURES_OF = [size for _, size in PICTURES]
 
 
 def wait_a_tick() -> None:
@@ -336,6 +339,22 @@ def test_what_the_folder_remembers_itself_is_left_alone_while_nothing_changes(ma
     (many / "p0001.txt").write_text("changed", encoding="utf-8")
     scan(cache_info=True)
     assert json.loads(stored.read_text(encoding="utf-8"))[str(many / "p0001.png")]["caption"] == "changed"
+
+
+def test_the_page_and_the_trainers_remember_together(many: Path, scan: Scan) -> None:
+    scan()
+    OPENED.clear()
+    names = sorted(name for name in os.listdir(many) if not name.endswith(".txt"))
+    assert sizes_in(str(many), names) == [PICTURES_OF[number % len(PICTURES_OF)] for number in range(COUNT)]
+    assert not [path for path in OPENED if path.endswith((".png", ".jpg"))]
+    (many / "p0010.png").write_bytes(b"no picture")
+    wait_a_tick()
+    for _ in range(2):
+        OPENED.clear()
+        sizes = sizes_in(str(many), names)
+        assert (sizes[10], sizes[11]) == (None, PICTURES_OF[11 % len(PICTURES_OF)])
+    (many / "p0010.png").write_bytes(PICTURES["png", (64, 96)])
+    assert sizes_in(str(many), names)[10] == (64, 96)
 
 
 @pytest.mark.parametrize("python", [sys.executable, "/nowhere/python", "/bin/false", ""])

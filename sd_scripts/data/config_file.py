@@ -144,9 +144,10 @@ def read_dataset_config(path: Path, rules: Rules = Rules()) -> tuple[list[Datase
     datasets = content.get("datasets")
     if not isinstance(datasets, list) or not datasets:
         raise _error(path, "the top level", "no [[datasets]]", "Each one needs [[datasets.subsets]].")
+    # what kinds there are comes first: most other mistakes follow from it
+    kinds = [_kind(path, f"datasets[{number}]", table, rules) for number, table in enumerate(datasets)]
     general = _checked(path, "general", content.get("general", {}), "general", rules.kinds, rules)
-    tables = [_dataset(path, number, table, general, rules) for number, table in enumerate(datasets)]
-    kinds = {each.kind for each in tables}
+    tables = [_dataset(path, n, table, kind, general, rules) for n, (table, kind) in enumerate(zip(datasets, kinds))]
     idle = [name for name in general if not any(rules.knows(name, kind) for kind in kinds)]
     return tables, [f"{path.name}, general: {name} has no effect on these data sets" for name in idle]
 
@@ -181,17 +182,13 @@ def _error(path: Path, table: str, message: str, hint: str = "") -> DataError:
     return DataError(f"{path.name}, {table}: {message}.", key="dataset_config", hint=hint)
 
 
-def _dataset(path: Path, number: int, table: Any, general: Mapping[str, Any], rules: Rules) -> DatasetTables:
+def _dataset(
+    path: Path, number: int, table: Mapping[str, Any], kind: Kind, general: Mapping[str, Any], rules: Rules
+) -> DatasetTables:
     place = f"datasets[{number}]"
-    if not isinstance(table, dict):
-        raise _error(path, place, "must be a table")
-    subsets = table.get("subsets")
-    if not isinstance(subsets, list) or not subsets or not all(isinstance(s, dict) for s in subsets):
-        raise _error(path, place, "no [[datasets.subsets]]", "Each names an image_dir or a metadata_file.")
-    kind = _kind(path, place, subsets, rules)
     own = _checked(path, place, {k: v for k, v in table.items() if k != "subsets"}, "dataset", (kind,), rules)
     checked = []
-    for count, subset in enumerate(subsets):
+    for count, subset in enumerate(table["subsets"]):
         where = f"{place}.subsets[{count}]"
         subset = _checked(path, where, subset, "subset", (kind,), rules)
         needed = {"finetune": "metadata_file", "dreambooth": "image_dir", "controlnet": "image_dir"}[kind]
@@ -203,8 +200,13 @@ def _dataset(path: Path, number: int, table: Any, general: Mapping[str, Any], ru
     return DatasetTables(kind, tuple(checked), own, usable, f"{path.name}, {place}")
 
 
-def _kind(path: Path, place: str, subsets: Sequence[Mapping[str, Any]], rules: Rules) -> Kind:
+def _kind(path: Path, place: str, table: Any, rules: Rules) -> Kind:
     """Kind of a data set, which the keys of its subsets tell."""
+    if not isinstance(table, dict):
+        raise _error(path, place, "must be a table")
+    subsets = table.get("subsets")
+    if not isinstance(subsets, list) or not subsets or not all(isinstance(s, dict) for s in subsets):
+        raise _error(path, place, "no [[datasets.subsets]]", "Each names an image_dir or a metadata_file.")
     control = [number for number, subset in enumerate(subsets) if "conditioning_data_dir" in subset]
     metadata = [number for number, subset in enumerate(subsets) if "metadata_file" in subset]
     for found, name in ((control, "conditioning_data_dir"), (metadata, "metadata_file")):
@@ -243,7 +245,8 @@ def _checked(path: Path, place: str, table: Any, level: Level, kinds: Sequence[K
         if level not in key.levels:
             raise _error(path, place, f"{name!r} cannot stand here", f"It belongs under {_places(name)}.")
         if name not in known:
-            reason = f"does not go with a data set of this kind ({' or '.join(kinds)})"
+            whose = "the data sets of this command" if level == "general" else "a data set of this kind"
+            reason = f"does not go with {whose} ({' or '.join(kinds)})"
             if name in DROPOUT_KEYS and not rules.dropout:
                 reason = "is not offered by this command"
             raise _error(path, place, f"{name!r} {reason}", f"Allowed here: {', '.join(sorted(known))}.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sd_scripts.schema.buckets import Bucketer, Placement, Size
+from sd_scripts.schema.buckets import Bucketer, Bucketing, Placement, Size
 from sd_scripts.schema.errors import DataError
 
 if TYPE_CHECKING:
@@ -194,13 +194,9 @@ class Records:
     def _buckets_for(self, sizes: np.ndarray, which: np.ndarray) -> np.ndarray:
         if not self._bucketer.follows_pictures:
             return nearest_buckets(sizes, self._bucketer.sizes)
-        buckets = np.zeros_like(sizes)
-        for number, (width, height) in enumerate(sizes.tolist()):
-            try:
-                buckets[number] = self._bucketer.select(width, height).bucket
-            except DataError:
-                self._make(int(np.flatnonzero(which == number)[0]))  # raises the same with the picture's name
-                raise
+        buckets = free_buckets(sizes, self._bucketer.bucketing)
+        for number in np.flatnonzero((buckets == 0).any(axis=1)):
+            self._make(int(np.flatnonzero(which == number)[0]))  # says why this picture fits no bucket
         return buckets
 
 
@@ -222,3 +218,29 @@ def nearest_buckets(sizes: np.ndarray, buckets: Sequence[Size]) -> np.ndarray:
     for bucket in buckets:
         chosen[(sizes == np.array(bucket)).all(axis=1)] = bucket
     return chosen
+
+
+def free_buckets(sizes: np.ndarray, rule: Bucketing) -> np.ndarray:
+    """What `Bucketer.select` gives for many sizes [n, 2] where nothing is enlarged: int32 [n, 2], 0 for too small."""
+    area, step = rule.resolution[0] * rule.resolution[1], rule.step
+
+    def whole(values: np.ndarray) -> np.ndarray:
+        return (values + 0.5).astype(np.int64)
+
+    shapes = sizes[:, 0] / sizes[:, 1]
+    ideal_width = np.sqrt(area * shapes)
+    ideal_height = area / ideal_width
+    width, height = whole(ideal_width) // step * step, whole(ideal_height) // step * step
+    other_height, other_width = whole(width / shapes) // step * step, whole(height * shapes) // step * step
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error_by_width = np.where(other_height > 0, np.abs(width / other_height - shapes), np.inf)
+        by_width = error_by_width < np.abs(other_width / height - shapes)
+    shrunk = np.where(
+        by_width[:, None],
+        np.stack([width, whole(width / shapes)], axis=1),
+        np.stack([whole(height * shapes), height], axis=1),
+    )
+    narrow = (width == 0) | (height == 0)
+    shrunk[narrow] = np.stack([whole(ideal_width), whole(ideal_height)], axis=1)[narrow]
+    small = sizes.astype(np.int64).prod(axis=1) <= area
+    return (np.where(small[:, None], sizes, shrunk) // step * step).astype(np.int32)

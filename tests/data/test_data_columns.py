@@ -16,7 +16,7 @@ from sd_scripts.data.bucket import BatchOrder, shuffle
 from sd_scripts.data.config import Blueprint, DatasetSpec, SubsetSpec
 from sd_scripts.data.dataset import Dataset, DatasetGroup
 from sd_scripts.data.loader import BatchLoader
-from sd_scripts.data.records import FoundImages, Records, nearest_buckets
+from sd_scripts.data.records import FoundImages, Records, free_buckets, nearest_buckets
 from sd_scripts.data.subset import FoundSubset
 from sd_scripts.schema import imagesize
 from sd_scripts.schema.buckets import Bucketer, Bucketing
@@ -86,6 +86,24 @@ def test_many_sizes_at_once_find_the_buckets_of_one_at_a_time() -> None:
     sizes = [(rng.randrange(1, 3000), rng.randrange(1, 3000)) for _ in range(3000)] + bucketer.sizes
     found = nearest_buckets(np.array(sizes, dtype=np.int32), bucketer.sizes)
     assert [tuple(pair) for pair in found.tolist()] == [bucketer.select(*size).bucket for size in sizes]
+
+
+@pytest.mark.parametrize("step", [8, 16, 32, 64])
+@pytest.mark.parametrize("resolution", [(64, 64), (512, 512), (512, 768), (1024, 1024)])
+def test_many_sizes_at_once_make_the_buckets_of_one_at_a_time(step: int, resolution: tuple[int, int]) -> None:
+    rng = random.Random(step)
+    rule = Bucketing(resolution, True, 256, 1024, step, no_upscale=True)
+    bucketer = Bucketer(rule)
+    sizes = [(rng.randrange(1, 2500), rng.randrange(1, 2500)) for _ in range(2000)]
+    sizes += [(rng.randrange(1, 20000), rng.randrange(1, 90)) for _ in range(300)]
+    sizes += [(rng.randrange(1, 40) * step, rng.randrange(1, 40) * step) for _ in range(300)]
+    found = free_buckets(np.array(sizes, dtype=np.int32), rule)
+    for size, bucket in zip(sizes, found.tolist()):
+        if all(bucket):
+            assert bucketer.select(*size).bucket == tuple(bucket), size
+        else:
+            with pytest.raises(DataError, match="smaller than one bucket step"):
+                bucketer.select(*size)
 
 
 def test_members_of_buckets_are_repeated_and_in_order() -> None:

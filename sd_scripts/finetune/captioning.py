@@ -1,0 +1,80 @@
+"""What captioners share: which pictures, reading them ahead, writing captions complete or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from sd_scripts.data.image import load_picture
+from sd_scripts.schema.errors import UserError
+from sd_scripts.tools.common import Ticker, say
+from sd_scripts.tools.files import beside, some_pictures, write_text
+
+_AHEAD = 2  # batches read while one is described
+HINT = "Give a folder with the model, or connect to the internet once."
+
+
+def pictures_to_describe(
+    train_data_dir: str, extension: str, *, recursive: bool, replace: bool
+) -> tuple[list[Path], int]:
+    """Pictures that get a caption, and how many are left out because they have one. Raises UserError.
+
+    Of pictures that share a caption file, as `a.jpg` and `a.png` do, the first counts.
+    """
+    pictures = some_pictures(train_data_dir, "train_data_dir", recursive)
+    first = {beside(picture, extension): picture for picture in reversed(pictures)}
+    todo = sorted(picture for caption, picture in first.items() if replace or not caption.exists())
+    return todo, len(first) - len(todo)
+
+
+def read_ahead(pictures: Sequence[Path], batch_size: int, threads: int | None) -> Iterator[tuple[list[Path], list]]:
+    """Batches of pictures and their upright RGB images; threads read the next ones meanwhile. Raises DataError."""
+
+    def read(path: Path) -> Image.Image:
+        return Image.fromarray(load_picture(path).pixels)
+
+    batches = [list(pictures[start : start + batch_size]) for start in range(0, len(pictures), batch_size)]
+    with ThreadPoolExecutor(threads or min(4, os.cpu_count() or 1)) as pool:
+        waiting: list[tuple[list[Path], list[Future[Image.Image]]]] = []
+        for batch in batches:
+            waiting.append((batch, [pool.submit(read, path) for path in batch]))
+            if len(waiting) > _AHEAD:
+                paths, futures = waiting.pop(0)
+                yield paths, [future.result() for future in futures]
+        for paths, futures in waiting:
+            yield paths, [future.result() for future in futures]
+
+
+def describe(
+    pictures: Sequence[Path],
+    captions_of: Callable[[list[Image.Image]], list[str]],
+    extension: str,
+    *,
+    batch_size: int,
+    threads: int | None,
+    debug: bool,
+) -> None:
+    """Write the caption of every picture as soon as there is one."""
+    ticker, done = Ticker("captions", len(pictures)), 0
+    for paths, images in read_ahead(pictures, batch_size, threads):
+        for path, caption in zip(paths, captions_of(images), strict=True):
+            write_text(beside(path, extension), f"{caption}\n")
+            if debug:
+                say(f"{path} {caption}")
+        done += len(paths)
+        ticker.at(done)
+
+
+def say_result(written: int, left_out: int) -> None:
+    """Print how many captions there are now."""
+    say(f"{written} captions written" + (f", {left_out} were there already" if left_out else ""))
+
+
+def model_error(name: str, error: Exception, key: str) -> UserError:
+    """One sentence for what transformers or the hub says when a model cannot be loaded."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return UserError(f"The model {name} cannot be loaded: {lines[0].rstrip('.')}.", key, HINT)

@@ -148,6 +148,9 @@ def test_control_pictures_go_in_between_zero_and_one() -> None:
     assert all(torch.equal(one, two) for one, two in zip([*found[0], found[1]], wanted, strict=True))
     black, white = (prediction(base, made, torch.full((2, 3, 64, 64), value)) for value in (-1.0, 1.0))
     assert (black - white).abs().max() > 1e-3
+    white.square().mean().backward()
+    first = made.module.get_submodule("controlnet_cond_embedding.conv_in")
+    assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in first.parameters())
 
 
 def test_only_the_controlnet_learns_and_checkpointing_changes_no_gradient() -> None:
@@ -257,9 +260,10 @@ def test_what_is_no_controlnet_for_this_model_is_refused(tmp_path: Path) -> None
         ("torn.safetensors", "lacks 1 of 340 weights"),
         ("odd.safetensors", "1 weights of an unknown kind"),
         ("nothing.safetensors", "There is no ControlNet at"),
+        ("nobody/nothing", "cannot be fetched: the hub is not reachable"),
     ):
         with pytest.raises(UserError, match=words) as found:
-            attached(base, tmp_path / source)
+            attached(base, source if source == "nobody/nothing" else tmp_path / source)
         assert found.value.key == "controlnet_model_name_or_path"
 
 

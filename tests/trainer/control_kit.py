@@ -22,3 +22,11 @@ def one_picture(pictures: Path, folder: Path, name: str = "coffee") -> Path:
     for suffix in (".png", ".txt"):
         (folder / f"{name}{suffix}").write_bytes((pictures / f"{name}{suffix}").read_bytes())
     return folder
+
+
+def blank_like(pictures: Path, folder: Path) -> Path:
+    """Black control pictures for every PNG in `pictures`; returns `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in sorted(pictures.glob("*.png")):
+        cv2.imwrite(str(folder / source.name), cv2.imread(str(source)) * 0)
+    return folder

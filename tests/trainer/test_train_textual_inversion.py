@@ -23,7 +23,6 @@ from embeddings import (
     sentence,
     tensors,
 )
-from runs import launch, train_here
 
 from sd_scripts.families.sd import StableDiffusion
 from sd_scripts.methods.embedding import EmbeddingMethod
@@ -162,21 +161,3 @@ def test_a_file_that_is_no_embedding_is_a_sentence(
 ) -> None:
     (tmp_path / "broken.pt").write_bytes(b"nothing")
     assert "damaged" in sentence(trainer("bad file", weights=tmp_path / "broken.pt"), capfd)
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tiny_sd1: Path, trainer: Trainer, tmp_path: Path) -> None:
-    options = {
-        "token_string": "mytoken",
-        "save_model_as": "safetensors",
-        "init_word": "cat",
-        "learning_rate": RATE,
-        "max_train_steps": 3,
-    }
-    one = train_here(tiny_sd1, trainer.data(), tmp_path / "one", COMMAND, **options, gradient_accumulation_steps=2)
-    two = launch(tiny_sd1, trainer.data(), tmp_path / "two", processes=2, command=COMMAND, **options)
-    assert two.code == 0, two.console
-    assert one.code == 0
-    assert len(one.losses) == 3
-    assert two.losses == pytest.approx(one.losses, rel=1e-5)
-    assert torch.allclose(tensors(two)["emb_params"], tensors(one)["emb_params"], atol=1e-6)

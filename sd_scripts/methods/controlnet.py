@@ -18,11 +18,12 @@ from sd_scripts.methods.control_picture import read_control_picture, repeat_to
 from sd_scripts.models.attention import use_attention
 from sd_scripts.models.controlnet import control_to_original, load_controlnet, make_controlnet
 from sd_scripts.models.fp8 import FP8
-from sd_scripts.networks.base import ParameterGroup, write_weights
+from sd_scripts.networks.base import ParameterGroup
 from sd_scripts.sampling.prompts import SamplePrompt
 from sd_scripts.schema.controlnet import ControlNetOptions
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.optimizer import OptimizerOptions
+from sd_scripts.tensorfile import write_weights
 
 logger = logging.getLogger(__name__)
 

@@ -13,13 +13,14 @@ from torch import Tensor
 from sd_scripts.families.base import Conditioning, Family, Guide, Model
 from sd_scripts.methods.base import Method
 from sd_scripts.methods.control_picture import read_control_picture
-from sd_scripts.networks.base import ParameterGroup, write_weights
+from sd_scripts.networks.base import ParameterGroup
 from sd_scripts.networks.lllite import LLLiteNetwork, read_lllite
 from sd_scripts.sampling.prompts import SamplePrompt
 from sd_scripts.schema.controlnet import LLLiteOptions
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.network import NetworkOptions
 from sd_scripts.schema.optimizer import OptimizerOptions
+from sd_scripts.tensorfile import write_weights
 
 # What the method's author recommends; used where neither the options nor a file to go on from say otherwise.
 MLP_DIM = 64

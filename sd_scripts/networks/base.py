@@ -16,9 +16,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sd_scripts.schema.errors import UserError
-from sd_scripts.tensorfile import write_safetensors, write_weights
-
-__all__ = ["ParameterGroup", "read_weights", "write_safetensors", "write_weights"]
 
 
 @dataclass

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sd_scripts.networks.base import read_weights, write_weights
+from sd_scripts.networks.base import read_weights
 from sd_scripts.networks.hashes import with_hashes
 from sd_scripts.networks.lora_arguments import DEFAULT_ALPHA, LoRADrops, LoRARates, LoRASizes, read_arguments
 from sd_scripts.networks.lora_module import LoRAModule
 from sd_scripts.networks.lora_optimizer import Groups, limit_norms, optimizer_groups, text_encoder_parts, unet_parts
 from sd_scripts.schema.errors import UserError
+from sd_scripts.tensorfile import write_weights
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from typing import Any
 from sd_scripts.data.config_checks import (
     advise,
     check_bucketing,
+    check_flat,
     check_folders,
     check_latents_cacheable,
     located,
@@ -144,8 +145,7 @@ def _control_tables(dataset: DatasetOptions) -> DatasetTables:
                 key,
                 "Set train_data_dir and conditioning_data_dir, or dataset_config.",
             )
-        if not Path(folder).is_dir():
-            raise DataError(f"{key} {folder} is no folder.", key)
+        check_flat(key, Path(folder))
     subset = {
         "image_dir": dataset.train_data_dir,
         "conditioning_data_dir": dataset.conditioning_data_dir,

@@ -9,6 +9,7 @@ from sd_scripts.data.config_file import KEYS, DatasetTables
 from sd_scripts.data.spec import DatasetSpec, SubsetSpec
 from sd_scripts.schema.buckets import Bucketing
 from sd_scripts.schema.errors import DataError, UserError
+from sd_scripts.schema.folders import IMAGE_EXTENSIONS
 
 _IN_FILES = {"train_batch_size": "batch_size", "dataset_repeats": "num_repeats"}
 
@@ -69,6 +70,23 @@ def check_folders(spec: DatasetSpec) -> None:
             if subset.place:
                 raise DataError(f"{subset.place}: {name} {path} {what}.", "dataset_config", hint)
             raise DataError(f"{option} {path} {what}.", option, hint)
+
+
+def check_flat(key: str, folder: Path) -> None:
+    """Raises DataError where no picture lies directly in a folder."""
+    if not os.path.isdir(folder):
+        raise DataError(f"{key} {folder} is no folder.", key)
+    try:
+        with os.scandir(folder) as entries:
+            found = any(os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS for entry in entries)
+    except OSError as error:
+        raise DataError(f"cannot read {key} {folder}: {error.strerror or error}.", key) from error
+    if not found:
+        raise DataError(
+            f"{key} {folder} holds no pictures.",
+            key,
+            "They lie in it directly, in no sub-folder.",
+        )
 
 
 def check_latents_cacheable(specs: Sequence[DatasetSpec]) -> None:

@@ -101,7 +101,8 @@ def test_kinds_of_data_set_in_one_run(folder: Folder, tmp_path: Path) -> None:
 def test_control_pictures_from_the_command_line(folder: Folder, tmp_path: Path) -> None:
     pictures = folder("3_dog", SIZES)
     control = tmp_path / "control"
-    control.mkdir()
+    for number, size in enumerate(SIZES):
+        save_photo(control / f"im{number:02d}.png", size, number)
     values: dict[str, Any] = {"control_images": True, "requires_control": True}
     made = blueprint(train_data_dir=pictures, conditioning_data_dir=control, dataset_repeats=5, **values)
     (subset,) = made.datasets[0].subsets
@@ -115,6 +116,8 @@ def test_control_pictures_from_the_command_line(folder: Folder, tmp_path: Path) 
         assert caught.value.key == missing
     with pytest.raises(DataError, match="conditioning_data_dir .*nowhere is no folder"):
         blueprint(train_data_dir=pictures, conditioning_data_dir=tmp_path / "nowhere", **values)
+    with pytest.raises(DataError, match="train_data_dir .*train holds no pictures.*in no sub-folder"):
+        blueprint(train_data_dir=tmp_path / "train", conditioning_data_dir=control, **values)
     for key in ("in_json", "reg_data_dir"):
         with pytest.raises(UserError, match=f"{key} does not go with control pictures"):
             blueprint(train_data_dir=pictures, conditioning_data_dir=control, **values, **{key: pictures})

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sd_scripts.schema.commands import (
     COMMANDS,
@@ -121,12 +122,31 @@ def pair(command: Command, config: TrainConfig) -> tuple[Family, Method]:
     return FAMILIES[command.family](), METHODS[command.method](config)
 
 
+@contextmanager
+def _without_unused_packages() -> Iterator[None]:
+    """Inside the block diffusers does not find two packages that it would import for nothing, a sixth of the start.
+
+    The trainers put LoRAs into models by themselves, and 8-bit optimizers import bitsandbytes when one is chosen.
+    Python finds no package whose entry is None; a program that has one already keeps it.
+    """
+    hidden = [name for name in ("peft", "bitsandbytes") if name not in sys.modules and "diffusers" not in sys.modules]
+    absent: dict[str, Any] = dict.fromkeys(hidden)
+    sys.modules.update(absent)
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
 def _run(command: Command, config: TrainConfig) -> int:
     # bitsandbytes says on every CPU that a package of 4-bit kernels is missing, which nothing here uses.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from sd_scripts.trainer.session import run_session
+    with _without_unused_packages():
+        from sd_scripts.trainer.session import run_session
 
-    return run_session(config, *pair(command, config))
+        family, method = pair(command, config)
+    return run_session(config, family, method)
 
 
 def main(name: str, argv: Sequence[str] | None = None) -> int:

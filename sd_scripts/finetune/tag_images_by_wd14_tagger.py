@@ -29,7 +29,7 @@ def work(options: TaggerOptions) -> None:
     choice = Choice(
         options.thresh if options.general_threshold is None else options.general_threshold,
         options.thresh if options.character_threshold is None else options.character_threshold,
-        frozenset(tag.strip() for tag in (options.undesired_tags or "").split(mark)),
+        frozenset(tag.strip() for tag in options.undesired_tags.split(mark)),
         options.remove_underscore,
     )
     counts: Counter[str] = Counter()

@@ -143,7 +143,7 @@ class TaggerOptions:
     recursive: bool = option(False, _RECURSIVE)
     remove_underscore: bool = option(False, "Write blanks instead of underscores, except in faces like >_<.")
     debug: bool = option(False, _DEBUG)
-    undesired_tags: str | None = option(None, "Tags never to write, separated by commas.")
+    undesired_tags: str = option("", "Tags never to write, separated by commas.")
     frequency_tags: bool = option(False, "Print how often each tag was written.")
     onnx: bool = option(False, "Accepted for older command lines: ONNX is always used.")
     append_tags: bool = option(False, "Add new tags behind those that the file has, instead of leaving the file out.")
@@ -186,8 +186,8 @@ class TextFromNamesOptions:
 class Blip2Options:
     """Describe pictures by BLIP-2 in the words of a Stable Diffusion prompt; the folder's name is the subject."""
 
-    path: str | None = option(
-        None,
+    path: str = option(
+        "",
         "Folder whose folders hold the pictures, named by what they show; asked for if not given.",
         kind="folder",
         nargs="?",

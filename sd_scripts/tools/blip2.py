@@ -60,7 +60,7 @@ def load(name: str) -> Ask:
 
 
 def caption(ask: Ask, image: Image, subject: str) -> str:
-    """`photo of a ..., feature, action, place, light, angle`; empty answers and those that repeat others are left out."""
+    """`photo of ..., feature, action, place, light, angle`; empty answers and those that repeat others are left out."""
     parts = [f"photo of {subject}" if subject else ask(image, "a photo of")]
     for question in QUESTIONS:
         answer = ask(image, question.format(subject=subject or "it")).split("\n")[0].strip(" .,")
@@ -110,7 +110,7 @@ def work(options: Blip2Options) -> None:
 
     path = options.path
     while True:
-        if path is None:
+        if not path:
             try:
                 path = input("Folder (empty to end): ").strip().strip("\"'")
             except EOFError:
@@ -120,7 +120,7 @@ def work(options: Blip2Options) -> None:
         describe_folder(folder(path, "path"), ask, options.overwrite)
         if not options.interactive:
             return
-        path = None
+        path = ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

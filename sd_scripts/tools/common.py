@@ -48,7 +48,8 @@ def add_argument(parser: Any, field: OptionField) -> None:
     """Offer one option: a flag, or a positional argument where `flag` is False."""
     default = "" if is_required(field) else f"Default: {default_text(field)}."
     text = " ".join(part for part in (field.help, allowed(field), default) if part).replace("%", "%%")
-    names = [field.key] if not field.flag else [_spelled(alias) for alias in field.aliases] + [f"--{field.key}"]
+    # the full name first: argparse takes it as the name of the value
+    names = [f"--{field.key}", *map(_spelled, field.aliases)] if field.flag else [field.key]
     if field.type == "bool":
         parser.add_argument(*names, action="store_true", default=argparse.SUPPRESS, help=text)
         return

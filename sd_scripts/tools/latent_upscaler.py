@@ -1,4 +1,4 @@
-"""Double pictures by a network on latents: `latent_upscaler.py --vae_path v --weights net.pt --image_pattern "a/*.png"`.
+"""Double pictures by a network on latents: `python sd_scripts/tools/latent_upscaler.py --help`.
 
 The network is a TorchScript file: it brings its own structure, and takes latents [n, 4, h, w], scaled as a U-Net sees
 them, to [n, 4, 2h, 2w].

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from script_kit import Run
 from transformers import (
     BertTokenizer,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
     BlipConfig,
     BlipForConditionalGeneration,
     BlipImageProcessorPil,
@@ -23,6 +27,7 @@ from transformers import (
 from sd_scripts.finetune import make_captions, make_captions_by_git
 from sd_scripts.finetune.blip import renamed
 from sd_scripts.finetune.make_captions_by_git import without_writing
+from sd_scripts.tools import blip2 as blip2_tool
 
 WORDS = [
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "picture", "of", "cat", "dog", "red", "on", "table", "the"),
@@ -33,6 +38,11 @@ VISION = {
     "image_size": 64, "initializer_range": 0.02,
 }  # fmt: skip
 TEXT = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 1}
+
+TEXT_OPT = {
+    "model_type": "opt", "hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 2, "num_attention_heads": 1,
+    "word_embed_proj_dim": 64, "max_position_embeddings": 120, "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0,
+}  # fmt: skip
 
 
 def tokenizer(folder: Path, *more: str) -> BertTokenizer:
@@ -176,3 +186,53 @@ def test_a_model_that_cannot_be_had(
     said = capsys.readouterr().err
     assert "Traceback" not in said and said.strip().splitlines()[-1].startswith("make_captions")
     assert not texts(pictures, ".n")
+
+
+@pytest.fixture(scope="module")
+def blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny blip2"
+    words = tokenizer(folder, "<image>", "question", ":", "what", "answer", "photo", "is", "?")
+    torch.manual_seed(3)
+    config = Blip2Config(
+        vision_config=VISION,
+        qformer_config=TEXT | {"encoder_hidden_size": 64, "vocab_size": 30},
+        text_config=TEXT_OPT | {"vocab_size": len(words)},
+        num_query_tokens=2,
+        image_token_index=len(WORDS),
+    )
+    model = Blip2ForConditionalGeneration(config).eval()
+    model.save_pretrained(folder)
+    images = BlipImageProcessorPil(size={"height": 64, "width": 64})
+    Blip2Processor(images, words, num_query_tokens=2).save_pretrained(folder)
+    return folder
+
+
+def test_blip2_describes_folders(pictures: Path, blip2: Path, script: Run) -> None:
+    below = pictures / "3_a grey cat"
+    below.mkdir()
+    (below / "猫 1.png").write_bytes((pictures / "猫.png").read_bytes())
+    done = script("tools/blip2-for-sd/main.py", pictures, "--model_id", blip2)
+    assert done.returncode == 0, done.stderr
+    assert "1 captions written, 4 were there already" in done.stdout
+    assert (below / "猫 1.txt").read_text(encoding="utf-8").startswith("photo of a grey cat")
+    assert (pictures / "猫.txt").read_text(encoding="utf-8").startswith("1girl")
+
+
+def test_blip2_answers_in_the_order_of_a_prompt() -> None:
+    answers = iter(["black ears.", "sitting", "unknown", "Sitting", "from above\nQuestion: more?"])
+    asked: list[str] = []
+
+    def ask(image: Image.Image, question: str) -> str:
+        asked.append(question)
+        return next(answers)
+
+    text = blip2_tool.caption(ask, Image.new("RGB", (8, 8)), "a grey cat")
+    assert text == "photo of a grey cat, black ears, sitting, from above"
+    assert len(asked) == 5 and "what is a grey cat doing?" in asked[1]
+
+
+def test_blip2_refuses(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert blip2_tool.main([str(tmp_path / "none")]) == 2
+    assert blip2_tool.main([str(pictures), "--overwrite", "--model_id", "nobody/nothing"]) == 2
+    assert blip2_tool.main([str(pictures), "--overwrite", "--model_id", "not there"]) == 2
+    assert [line.split(":")[0] for line in capsys.readouterr().err.strip().splitlines()][-1] == "main.py"

@@ -155,6 +155,9 @@ def test_groups_have_one_shape(pictures: Path, tmp_path: Path, script: Run) -> N
     captions = [path.read_text() for path in out.glob("*.txt")]
     assert captions.count("grey cat") == 1 and len(captions) == 5
     assert len(list(out.glob("*.caption"))) == 4
+    bare = tmp_path / "bare"
+    assert group_images.main([str(pictures), str(bare), "2", "--no_copy"]) == 0
+    assert {path.suffix for path in bare.iterdir()} == {".png"}
 
 
 def test_padding_keeps_every_pixel(tmp_path: Path) -> None:

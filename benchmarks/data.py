@@ -256,9 +256,9 @@ def growth(results: dict[int, dict[str, dict[str, float]]]) -> list[str]:
         parts = []
         for name in results[many]:
             small, large = results[few][name], results[many][name]
-            micro = (large["ready"] - small["ready"]) / (many - few) * 1e6
+            micro = (large["processor"] - small["processor"]) / (many - few) * 1e6
             size = (large["bytes"] * many - small["bytes"] * few) / (many - few)
-            parts.append(f"{name} {micro:.1f} µs and {size:.0f} bytes")
+            parts.append(f"{name} {micro:.1f} µs of processor time and {size:.0f} bytes")
         lines.append(f"From {few:,} to {many:,}, one more picture costs: {', '.join(parts)}.")
     return lines
 
@@ -303,6 +303,7 @@ def main() -> int:
         f"\n{machine(('torch', 'pillow'))}. {time.strftime('%Y-%m-%d')}, median of {options.rounds} fresh processes.\n"
     )
     print(table(results))
+    print("\n".join(["", *growth(results)]))
     if caching:
         parts = ", ".join(f"{name} {caching[name]:.2f} s" for name in ("decode", "encode", "both"))
         print(f"\nCaching latents of 24 pictures: {parts}; {caching['hidden']:.0%} of the shorter part is hidden.")

@@ -1,7 +1,9 @@
-"""Speed and memory of LoRA training, as ratios to a plain diffusers + peft loop run beside it.
+"""Speed and memory of training, as ratios to a plain diffusers + peft loop run beside it.
 
-    python benchmarks/train.py             full-size Stable Diffusion 1.5 shapes, random weights: minutes, 8 GB
-    python benchmarks/train.py --tiny      small shapes: checks in a minute that the benchmark itself works
+    python benchmarks/train.py               LoRA, full-size Stable Diffusion 1.5 shapes, random weights: minutes, 8 GB
+    python benchmarks/train.py --task full   the whole U-Net of the same shapes: 20 GB
+    python benchmarks/train.py --task sdxl   LoRA on full-size SDXL shapes: 16 GB
+    python benchmarks/train.py --tiny        small shapes: checks in a minute that the benchmark itself works
 
 Every run is a fresh process and the contestants alternate. The trainer is started as people start it, by
 `accelerate launch`, and read through its events; its time to the first step includes the launcher.
@@ -42,6 +44,7 @@ from benchmarks.common import (
 RANK = 8
 STEP_GOAL, MEMORY_GOAL = 0.95, 1.0
 CONTESTANTS = ("plain", "ours", "channels_last")
+TASKS = ("lora", "full", "sdxl")
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft")
 FIGURES = {
     "first_step": "time to first step, s",
@@ -56,10 +59,11 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="small shapes, one round: a check, not a measurement")
+    parser.add_argument("--task", choices=TASKS, default="lora", help="what is trained: see above")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each contestant")
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps a run")
     parser.add_argument("--pictures", type=int, default=6, help="pictures to cache and train on")
-    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], help="all for a LoRA on SD, else bf16")
     parser.add_argument("--text_encoder", action="store_true", help="train the text encoder too")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
@@ -69,30 +73,32 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_model(folder: Path, tiny: bool) -> Path:
-    """A diffusers folder with random weights: full-size SD 1.5 shapes in half precision, or the tiny model."""
-    target = folder / ("tiny" if tiny else "sd15")
+def make_model(folder: Path, tiny: bool, version: str) -> Path:
+    """A diffusers folder with random weights: full-size shapes of "sd1" or "sdxl" in half precision, or small ones."""
+    target = folder / (f"tiny {version}" if tiny else {"sd1": "sd15"}.get(version, version))
     if (target / "model_index.json").exists():
         return target
     import torch
 
     from sd_scripts.models.assets import model_config
-    from sd_scripts.models.build import LoadedModel, make_text_encoder, make_unet, make_vae
+    from sd_scripts.models.build import LoadedModel, make_text_encoders, make_unet, make_vae
     from sd_scripts.models.saving import save_diffusers_folder
     from sd_scripts.models.tiny import save_tiny
-    from sd_scripts.models.tokenizer import build_tokenizer
+    from sd_scripts.models.tokenizer import build_tokenizers
 
     if tiny:
-        return save_tiny(target, "sd1")
-    config = model_config("sd1")
+        return save_tiny(target, version)
+    config = model_config(version)
     torch.manual_seed(0)
-    parts = {
-        "unet": make_unet(config["unet"]).half(),
-        "text_encoders": [make_text_encoder(config["text_encoder"]).half()],
-        "vae": make_vae(config["vae"]).half(),
-    }
+    torch.set_default_dtype(torch.float16)  # 3.5 milliard numbers in 32 bits would take 14 GB
     model = LoadedModel(
-        **parts, tokenizers=[build_tokenizer("sd1")], version="sd1", prediction_type="epsilon", source="random"
+        unet=make_unet(config["unet"]),
+        text_encoders=make_text_encoders(config),
+        vae=make_vae(config["vae"]),
+        tokenizers=build_tokenizers(version),
+        version=version,
+        prediction_type="epsilon",
+        source="random",
     )
     return save_diffusers_folder(model, target)
 
@@ -120,6 +126,7 @@ def measure_reference(options: argparse.Namespace, precision: str, *extra: str) 
         str(ROOT / "benchmarks" / "reference.py"),
         *("--model", str(options.model), "--pictures", str(options.data / "1_thing")),
         *("--steps", str(options.steps), "--rank", str(RANK), "--precision", precision),
+        *("--task", options.task),
         *(["--text_encoder"] if options.text_encoder else []),
         *extra,
     )
@@ -128,18 +135,29 @@ def measure_reference(options: argparse.Namespace, precision: str, *extra: str) 
     return figures(done.started, told["clocks"], told["cache_seconds"] / told["images"], done.peak_bytes, done.seconds)
 
 
+def trained(options: argparse.Namespace) -> tuple[str, list[str]]:
+    """The script of the task, and the options that only it has."""
+    if options.task == "full":
+        return "train_db.py", [] if options.text_encoder else ["--stop_text_encoder_training", "-1"]
+    network = ["--network_module", "networks.lora", "--network_dim", str(RANK), "--network_alpha", str(RANK)]
+    network += [] if options.text_encoder else ["--network_train_unet_only"]
+    if options.task == "sdxl":
+        return "sdxl_train_network.py", [*network, "--bucket_reso_steps", "32", "--no_half_vae"]
+    return "train_network.py", network
+
+
 def trainer_command(options: argparse.Namespace, precision: str, output: Path) -> list[str]:
     """The trainer's command line, as the page would send it."""
     mixed = "bf16" if precision == "bf16" else "no"
+    script, special = trained(options)
     return python(
         *("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"),
         *("--mixed_precision", mixed, "--dynamo_backend", "no"),
         *("--num_cpu_threads_per_process", str(options.threads)),
-        str(ROOT / "sd_scripts" / "train_network.py"),
+        str(ROOT / "sd_scripts" / script),
         *("--pretrained_model_name_or_path", str(options.model), "--train_data_dir", str(options.data)),
         *("--resolution", f"{options.size},{options.size}", "--caption_extension", ".txt", "--cache_latents"),
-        *("--network_module", "networks.lora", "--network_dim", str(RANK), "--network_alpha", str(RANK)),
-        *([] if options.text_encoder else ["--network_train_unet_only"]),
+        *special,
         *("--train_batch_size", "1", "--max_train_steps", str(options.steps), "--learning_rate", "1e-4"),
         *("--optimizer_type", "AdamW", "--lr_scheduler", "constant", "--seed", "1", "--mixed_precision", mixed),
         *("--max_data_loader_n_workers", "0", "--save_model_as", "safetensors"),
@@ -207,13 +225,14 @@ def report(options: argparse.Namespace, results: dict[str, list[dict[str, float]
         value, plain = middle[name][key], middle.get(f"plain {name.split()[1]}")
         return f"{value:.2f}" if plain is None else f"{value:.2f} ({value / plain[key]:.2f})"
 
-    trained = "U-Net and text encoder" if options.text_encoder else "U-Net"
+    parts = "U-Net and text encoder" if options.text_encoder else "U-Net"
+    shapes = "Tiny" if options.tiny else "SDXL" if options.task == "sdxl" else "SD 1.5"
+    what = f"the whole {parts}" if options.task == "full" else f"rank {RANK} on the {parts}"
     return "\n".join(
         [
             f"{machine(PACKAGES)}. {time.strftime('%Y-%m-%d')}, {options.threads} threads.",
-            f"{'Tiny' if options.tiny else 'SD 1.5'} shapes, {options.size} pixels, batch 1, rank {RANK} "
-            f"on the {trained}, {options.pictures} pictures, {options.steps} steps, median of {options.rounds}; "
-            "in brackets the ratio to the plain loop.",
+            f"{shapes} shapes, {options.size} pixels, batch 1, {what}, {options.pictures} pictures, "
+            f"{options.steps} steps, median of {options.rounds}; in brackets the ratio to the plain loop.",
             "",
             markdown(["run", *FIGURES.values()], [[name, *(cell(name, key) for key in FIGURES)] for name in middle]),
         ]
@@ -237,12 +256,14 @@ def main() -> int:
     if options.tiny:
         options.rounds, options.pictures, options.steps = 1, min(options.pictures, 3), min(options.steps, 4)
     options.size = 64 if options.tiny else 256
+    options.precision = options.precision or (["fp32", "bf16"] if options.task == "lora" else ["bf16"])
+    version = "sdxl" if options.task == "sdxl" else "sd1"
     with tempfile.TemporaryDirectory() as scratch:
         options.folder = (options.folder or Path(scratch)).resolve()
         options.folder.mkdir(parents=True, exist_ok=True)
         # In a process of its own, so that this one does not sit on gigabytes while the others run.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as maker:
-            options.model = maker.submit(make_model, options.folder, options.tiny).result()
+            options.model = maker.submit(make_model, options.folder, options.tiny, version).result()
             options.data = maker.submit(make_pictures, options.folder, options.pictures, options.size).result()
         if os.getloadavg()[0] > (os.cpu_count() or 1) / 2:
             print(f"warning: the machine is busy (load {os.getloadavg()[0]:.1f}); ratios hold better than times")

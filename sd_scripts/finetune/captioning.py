@@ -12,7 +12,7 @@ from PIL import Image
 from sd_scripts.data.image import load_picture
 from sd_scripts.schema.errors import UserError
 from sd_scripts.tools.common import Ticker, say
-from sd_scripts.tools.files import beside, some_pictures, write_text
+from sd_scripts.tools.files import beside, some_pictures, write_caption
 
 _AHEAD = 2  # batches read while one is described
 HINT = "Give a folder with the model, or connect to the internet once."
@@ -62,7 +62,7 @@ def describe(
     ticker, done = Ticker("captions", len(pictures)), 0
     for paths, images in read_ahead(pictures, batch_size, threads):
         for path, caption in zip(paths, captions_of(images), strict=True):
-            write_text(beside(path, extension), f"{caption}\n")
+            write_caption(beside(path, extension), f"{caption}\n")
             if debug:
                 say(f"{path} {caption}")
         done += len(paths)

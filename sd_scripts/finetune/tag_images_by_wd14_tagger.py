@@ -18,7 +18,7 @@ def work(options: TaggerOptions) -> None:
 
     from sd_scripts.finetune.captioning import pictures_to_describe, read_ahead, say_result
     from sd_scripts.finetune.tagger import Choice, Tagger, find_files, joined, prepare
-    from sd_scripts.tools.files import beside, read_text, write_text
+    from sd_scripts.tools.files import beside, read_text, write_caption
 
     extension = options.caption_extention or options.caption_extension
     replace = options.overwrite or options.append_tags
@@ -43,7 +43,7 @@ def work(options: TaggerOptions) -> None:
                 counts.update(tags)
                 target = beside(path, extension)
                 existing = (read_text(target) or "") if options.append_tags else ""
-                write_text(target, joined(existing, tags, options.caption_separator) + "\n")
+                write_caption(target, joined(existing, tags, options.caption_separator) + "\n")
                 if options.debug:
                     say(f"{path} {tags}")
             done += len(paths)

@@ -40,9 +40,9 @@ def needs_pictures(values: Values) -> Finding | None:
 
 @rule()
 def needs_resolution(values: Values) -> Finding | None:
-    """A resolution is given, unless a description file carries it, and it can be read."""
+    """A resolution is given, unless a description or metadata file may carry it, and it can be read."""
     if not values["resolution"]:
-        if values["dataset_config"] or values["dataset_class"]:
+        if values["dataset_config"] or values["dataset_class"] or values.get("in_json"):
             return None
         return error(
             "resolution",

@@ -13,7 +13,7 @@ from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.folders import parse_class_folder
 from sd_scripts.schema.tools_captions import Blip2Options
 from sd_scripts.tools.common import Ticker, run, say
-from sd_scripts.tools.files import beside, find_pictures, folder, write_text
+from sd_scripts.tools.files import beside, find_pictures, folder, write_caption
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -93,7 +93,7 @@ def describe_folder(root: Path, ask: Callable[[], Ask], overwrite: bool) -> None
     ticker = Ticker("captions", len(todo))
     for number, (picture, subject) in enumerate(todo):
         image = Image.fromarray(load_picture(picture).pixels)
-        write_text(beside(picture, ".txt"), caption(ask(), image, subject) + "\n")
+        write_caption(beside(picture, ".txt"), caption(ask(), image, subject) + "\n")
         ticker.at(number + 1)
     say(f"{len(todo)} captions written" + (f", {left_out} were there already" if left_out else ""))
 

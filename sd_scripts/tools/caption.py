@@ -10,7 +10,7 @@ from pathlib import Path
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.tools_captions import CaptionOptions
 from sd_scripts.tools.common import run, say
-from sd_scripts.tools.files import beside, folder, read_text, write_text
+from sd_scripts.tools.files import beside, folder, read_text, write_caption
 
 PROG = "caption.py"
 OPTIONS = CaptionOptions
@@ -46,7 +46,7 @@ def work(options: CaptionOptions) -> None:
     targets = list(dict.fromkeys(beside(picture, options.caption_file_ext) for picture in pictures))
     todo = [path for path in targets if options.overwrite or not path.exists()]
     for path in todo:
-        write_text(path, text)
+        write_caption(path, text)
     say(f"{len(todo)} captions written, {len(targets) - len(todo)} were there already")
 
 

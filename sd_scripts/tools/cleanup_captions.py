@@ -8,7 +8,7 @@ from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.folders import normalise_extension
 from sd_scripts.schema.tools_captions import CleanupOptions
 from sd_scripts.tools.common import run, say
-from sd_scripts.tools.files import folder, read_text, write_text
+from sd_scripts.tools.files import folder, read_text, write_caption
 
 PROG = "cleanup_captions.py"
 OPTIONS = CleanupOptions
@@ -42,7 +42,7 @@ def work(options: CleanupOptions) -> None:
         before = read_text(path) or ""
         after = without(before, options.keywords or LOOKS)
         if after != before:
-            write_text(path, after)
+            write_caption(path, after)
             changed += 1
     say(f"{changed} of {len(files)} files changed")
 

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 something the person can put right, 130 interrupted, 1 a b
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -99,6 +100,8 @@ def run(section: type[_T], work: Callable[[_T], None], argv: Sequence[str] | Non
 
 def guarded(work: Callable[[Sequence[str]], None], argv: Sequence[str] | None, prog: str) -> int:
     """Work on the arguments; errors of people and of the file system become one sentence and exit code 2."""
+    # bitsandbytes says on every CPU that a package of 4-bit kernels is missing, which nothing here uses.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         work(sys.argv[1:] if argv is None else argv)
     except UserError as error:

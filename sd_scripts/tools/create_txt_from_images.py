@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sd_scripts.schema.tools_captions import TextFromNamesOptions
 from sd_scripts.tools.common import run, say
-from sd_scripts.tools.files import beside, some_pictures, write_text
+from sd_scripts.tools.files import beside, some_pictures, write_caption
 
 PROG = "create_txt_from_images.py"
 OPTIONS = TextFromNamesOptions
@@ -19,7 +19,7 @@ def work(options: TextFromNamesOptions) -> None:
     for picture in pictures:
         path = beside(picture, ".txt")
         if options.overwrite or not path.exists():
-            write_text(path, picture.stem.partition("_")[0])
+            write_caption(path, picture.stem.partition("_")[0])
             written += 1
     say(f"{written} captions written, {len(pictures) - written} were there already")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sd_scripts.schema.folders import normalise_extension, parse_class_folder
 from sd_scripts.schema.tools import GroupImagesOptions
 from sd_scripts.tools.common import run, say
-from sd_scripts.tools.files import refuse_existing, replacing, some_pictures, write_text
+from sd_scripts.tools.files import refuse_existing, replacing, some_pictures, write_caption
 
 if TYPE_CHECKING:
     from sd_scripts.tools.grouping import Group
@@ -69,7 +69,7 @@ def work(options: GroupImagesOptions) -> None:
     refuse_existing([*(t for _, t in pairs), *captions, *(target for _, target in copies)], options.overwrite)
     write_groups(groups, targets, options.pad)
     for path, words in captions.items():
-        write_text(path, words)
+        write_caption(path, words)
     for source, target in copies:
         with replacing(target) as aside:
             shutil.copyfile(source, aside)

@@ -70,6 +70,22 @@ def test_from_captions_to_the_first_batch(pictures: Path, tmp_path: Path, tiny_s
     assert any("girl" in caption and "blue eyes" in caption for caption in batch.captions)
 
 
+@pytest.mark.slow
+def test_the_fine_tuning_trainer_takes_them_as_they_are(
+    pictures: Path, tmp_path: Path, tiny_sd1: Path, script: Run
+) -> None:
+    meta = tmp_path / "meta.json"
+    assert merge_captions_to_metadata.main([str(pictures), str(meta)]) == 0
+    assert prepare_buckets_latents.main([str(pictures), str(meta), str(meta), str(tiny_sd1), *SMALL]) == 0
+    before = {path: path.stat().st_mtime_ns for path in pictures.iterdir()}
+    argv = ["--pretrained_model_name_or_path", tiny_sd1, "--train_data_dir", pictures, "--in_json", meta]
+    argv += ["--output_dir", tmp_path / "out", "--output_name", "tuned", "--max_train_steps", 1]
+    done = script("fine_tune.py", *argv, "--cache_latents_to_disk", "--save_model_as", "safetensors")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "tuned.safetensors").is_file()
+    assert {path: path.stat().st_mtime_ns for path in pictures.iterdir()} == before
+
+
 def test_latents_are_those_of_the_vae(pictures: Path, tmp_path: Path, tiny_sd1: Path) -> None:
     meta = tmp_path / "meta.json"
     meta.write_text("{}")

@@ -91,13 +91,11 @@ class ControlNetMethod(Method):
             part.eval()
         source = self.options.controlnet_model_name_or_path
         if source:
-            net = load_controlnet(source, unet)
+            net = load_controlnet(source, unet, network_dtype)
         else:
             if any(parameter.dtype == FP8 for parameter in model.unet.parameters()):
                 logger.warning("the ControlNet starts as a copy of 8-bit weights; without fp8_base it starts exact")
-            net = make_controlnet(unet)
-        place = next(model.unet.parameters()).device
-        nn.Module.to(net, place, network_dtype)  # diffusers' own warns for nothing
+            net = make_controlnet(unet, network_dtype)
         net.requires_grad_(True)
         chosen = model.extras.get("attention")
         use_attention(net, xformers=chosen == "xformers", mem_eff_attn=chosen == "mem_eff_attn")

@@ -70,11 +70,11 @@ def _renamed(weights: Mapping[str, Tensor], table: Mapping[str, str]) -> dict[st
     return {str(names[key]): value for key, value in weights.items()}
 
 
-def make_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+def make_controlnet(unet: UNet2DConditionModel, dtype: torch.dtype = torch.float32) -> ControlNetModel:
     """A new ControlNet that leaves the U-Net's output as it is: a copy of its first half behind zeroed convolutions.
 
-    The weights are float32 on the U-Net's device, whatever the U-Net is kept in. Only the control picture's own layers
-    are drawn from torch's random stream, on the CPU; filling the rest with numbers first would take seconds.
+    The weights are of `dtype` on the U-Net's device, whatever the U-Net is kept in. Only the control picture's own
+    layers are drawn from torch's random stream, on the CPU; filling the rest with numbers first would take seconds.
     """
     with torch.device("meta"):
         controlnet = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
@@ -83,11 +83,11 @@ def make_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     weights: dict[str, Tensor] = {}
     for name, wanted in controlnet.state_dict().items():
         if name.startswith("controlnet_cond_embedding."):
-            weights[name] = fresh[name.removeprefix("controlnet_cond_embedding.")].to(unet.device)
+            weights[name] = fresh[name.removeprefix("controlnet_cond_embedding.")].to(unet.device, dtype)
         elif name.startswith("controlnet_"):
-            weights[name] = torch.zeros(wanted.shape, device=unet.device)
+            weights[name] = torch.zeros(wanted.shape, device=unet.device, dtype=dtype)
         else:
-            weights[name] = source[name].to(torch.float32, copy=True)
+            weights[name] = source[name].to(dtype, copy=True)
     controlnet.load_state_dict(weights, strict=True, assign=True)
     return controlnet
 
@@ -105,12 +105,13 @@ def _fresh_hint(layout: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
-def load_controlnet(source: str, unet: UNet2DConditionModel) -> ControlNetModel:
-    """A ControlNet for `unet`, in float32 on the CPU.
+def load_controlnet(source: str, unet: UNet2DConditionModel, dtype: torch.dtype = torch.float32) -> ControlNetModel:
+    """A ControlNet for `unet`, on its device.
 
     Args:
         source: a single file (original layout or diffusers' weights), a diffusers folder, or a hub id.
         unet: the U-Net that it will steer.
+        dtype: of the weights.
 
     Raises:
         UserError: there is none, it is damaged, or it was made for another kind of model.
@@ -135,7 +136,7 @@ def load_controlnet(source: str, unet: UNet2DConditionModel) -> ControlNetModel:
     _check_weights(controlnet, fitted, source)
     # A copy of each: tensors of a file are mapped from it, and these are trained.
     controlnet.load_state_dict(
-        {name: value.to(torch.float32, copy=True) for name, value in fitted.items()}, strict=True, assign=True
+        {name: value.to(unet.device, dtype, copy=True) for name, value in fitted.items()}, strict=True, assign=True
     )
     return controlnet
 

@@ -164,7 +164,10 @@ class FullMethod(Method):
         """Let a frozen part compute in `dtype`, and remember what it was read as for the file."""
         state = part.state_dict()
         if any(value.is_floating_point() and value.dtype != dtype for value in state.values()):
-            self._originals[name] = {key: value.detach().cpu() for key, value in state.items()}
+            # A model that is only planned lies on the meta device and has nothing to keep.
+            self._originals[name] = {
+                key: value.detach() if value.is_meta else value.detach().cpu() for key, value in state.items()
+            }
             nn.Module.to(part, dtype)
 
     def parameter_groups(self) -> list[ParameterGroup]:

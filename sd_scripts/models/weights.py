@@ -124,6 +124,8 @@ class _Safetensors(Weights):
             raise self._unreadable(error) from error
 
     def _read(self, handle: FileIO, name: str) -> Tensor:
+        if _shapes_only():
+            return torch.empty(self.shapes[name], dtype=self._types[name])
         start, length = self._places[name]
         content = torch.empty(length, dtype=torch.uint8)
         view = memoryview(content.numpy())
@@ -144,6 +146,8 @@ class _Pickled(Weights):
 
     def take(self, names: Iterable[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         # A clone, since the tensors of a zip file are mapped and would hold the whole file.
+        if _shapes_only():
+            return {name: _cast(self._tensors[name].to("meta"), dtype) for name in names}
         return {name: _cast(self._tensors[name], dtype, copy=True).contiguous() for name in names}
 
 
@@ -158,6 +162,11 @@ class _Shards(Weights):
             owner = self._owners[name]
             wanted.setdefault(id(owner), (owner, []))[1].append(name)
         return {name: value for owner, part in wanted.values() for name, value in owner.take(part, dtype).items()}
+
+
+def _shapes_only() -> bool:
+    """Whether tensors are made on the meta device (`with torch.device("meta")`): then no weight is read from disk."""
+    return torch.get_default_device().type == "meta"
 
 
 def _cast(value: Tensor, dtype: torch.dtype | None, *, copy: bool = False) -> Tensor:

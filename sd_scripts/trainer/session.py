@@ -6,6 +6,7 @@ import json
 import os
 import traceback
 from pathlib import Path
+from typing import Any
 
 from sd_scripts.families.base import Family
 from sd_scripts.methods.base import Method
@@ -115,7 +116,7 @@ class Session:
         facts = plan_event(config, data.train, plan)
         if config.run.plan_only:
             if reporter.is_main:
-                print(json.dumps(facts, ensure_ascii=False))
+                self._say_plan(data, plan, facts)
             return "done"
         if config.dataset.debug_dataset:
             inspect_dataset(data.train, job_folder(config) / "dataset", reporter, plan.epochs)
@@ -129,6 +130,16 @@ class Session:
             reporter.warn("sample", remark, key="sample_prompts")
         self.trainer = resume_trainer(run, config)
         return self._loop(run, self.trainer)
+
+    def _say_plan(self, data: Data, plan: RunPlan, facts: dict[str, Any]) -> None:
+        """Print the plan for people, and as one line of JSON for programs."""
+        # Only a plan pays for this import.
+        from sd_scripts.trainer.memory_plan import plan_memory, planned_device, sentences
+
+        memory = plan_memory(self.config, self.family, self.method, data.train, plan, planned_device())
+        for sentence in sentences(memory):
+            self.reporter.say(sentence)
+        print(json.dumps(facts | memory, ensure_ascii=False))
 
     def _prepare(self, data: Data, plan: RunPlan, seed: int) -> Run:
         """Load the model, cache latents, attach the method, make optimizer and the rest."""

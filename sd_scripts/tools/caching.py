@@ -91,6 +91,8 @@ def data_sets(job: Job) -> list[DatasetGroup]:
 
 def processes() -> PartialState:
     """This process among those of `accelerate launch`, and its device."""
+    import torch
     from accelerate import PartialState
 
-    return PartialState()
+    # Without a GPU accelerate would take every process for the only one, unless told so.
+    return PartialState(cpu=not torch.cuda.is_available())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from script_kit import Run
+from script_kit import ROOT, Run
 from test_tool_flags import FLAGS
 
 from sd_scripts.data.config import build_blueprint
@@ -138,3 +140,13 @@ def test_the_training_s_own_file_and_flags_do(pictures: Path, tiny_sd1: Path, tm
     assert cache_latents.main(["--config_file", str(config), "--network_dim", "8"]) == 0
     assert len(list(pictures.glob("*_sd.npz"))) == 4
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work(pictures: Path, tiny_sd1: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(ROOT / "sd_scripts/tools/cache_latents.py"), *flags(tiny_sd1, pictures)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 pictures encoded here, 2 were done already or are another process's") == 1
+    assert len(list(pictures.glob("*_sd.npz"))) == 4

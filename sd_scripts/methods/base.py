@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,17 @@ Replacement = tuple[str, str | tuple[str, ...]]
 several texts one is drawn."""
 
 
+@dataclass(frozen=True)
+class ScalarNames:
+    """What trackers call a step's figures: those of sd-scripts, where each script has its own.
+
+    loss: the step's loss; rate: the only learning rate, or None where each group's stands under `lr/`.
+    """
+
+    loss: str = "loss/current"
+    rate: str | None = None
+
+
 class Method(ABC):
     """What is trained (a network, a whole model, an embedding), whatever the model family.
 
@@ -35,6 +47,7 @@ class Method(ABC):
         adapter: the kind of file for `modelspec.architecture` ("lora", "textual_inversion", "lllite", "controlnet"),
             None for a whole model.
         project: the name under which trackers keep the run.
+        scalar_names: what trackers call its figures.
     """
 
     needs_control_images: bool = False
@@ -42,6 +55,7 @@ class Method(ABC):
     notes: Literal["all", "modelspec", "none"] = "modelspec"
     adapter: str | None = None
     project: str = "network_train"
+    scalar_names: ScalarNames = ScalarNames()
 
     @property
     def may_leave_out(self) -> bool:
@@ -114,7 +128,7 @@ class Method(ABC):
         """What is replaced in captions when they are composed; asked for before anything is loaded."""
         return ()
 
-    def check_captions(self, captions: Sequence[str]) -> list[str]:
+    def check_captions(self, captions: Iterable[str]) -> list[str]:
         """Look at the training captions as they are written, before anything is loaded; sentences of warning.
 
         Raises UserError where nothing could be learned from them.

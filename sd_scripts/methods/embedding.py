@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ class EmbeddingMethod(Method):
 
     adapter = "textual_inversion"
     project = "textual_inversion"
+    scalar_names = ScalarNames(loss="loss", rate="lr")
 
     def __init__(self, options: EmbeddingOptions, optimizer: OptimizerOptions, file_format: str | None = None) -> None:
         if not options.token_string:
@@ -275,7 +276,7 @@ class EmbeddingMethod(Method):
         """The word becomes all of its names."""
         return text.replace(self.token, " ".join(self.words)) if len(self.words) > 1 else text
 
-    def check_captions(self, captions: Sequence[str]) -> list[str]:
+    def check_captions(self, captions: Iterable[str]) -> list[str]:
         """Look for the word in the captions as they are written, prefix and suffix included.
 
         Returns:
@@ -284,21 +285,24 @@ class EmbeddingMethod(Method):
         Raises:
             UserError: no caption has the word, so that nothing could be learned.
         """
-        if self.uses_template or not captions:
+        if self.uses_template:
             return []
-        word = self.token.lower()
-        without = [caption for caption in captions if word not in caption.lower()]
-        if len(without) == len(captions):
+        word, count, without = self.token.lower(), 0, []
+        for caption in captions:
+            count += 1
+            if word not in caption.lower():
+                without.append(caption)
+        if not without:
+            return []
+        if len(without) == count:
             raise UserError(
-                f"None of the {len(captions)} captions has the word '{self.token}' in it, so nothing can be learned.",
+                f"None of the {count} captions has the word '{self.token}' in it, so nothing can be learned.",
                 "token_string",
                 f"Write it into the captions, set caption_prefix to '{self.token}', or choose use_object_template or "
                 "use_style_template.",
             )
-        if not without:
-            return []
         return [
-            f"{len(without)} of {len(captions)} captions do not have the word '{self.token}' in them; "
+            f"{len(without)} of {count} captions do not have the word '{self.token}' in them; "
             f"nothing is learned from their pictures (the first: '{without[0][:80]}')."
         ]
 

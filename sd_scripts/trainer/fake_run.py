@@ -100,7 +100,7 @@ def fake_run(
             allow_plugins=config.run.allow_plugins,
         )
         step = _Step(config, family, method, model, precision, plan, need, groups, device)
-        peak = step.run(batch, training_captions(group))
+        peak = step.run(batch, list(training_captions(group)))
         tensors = _written(method, model)
         state = sum(value.nbytes for value in method.module.state_dict().values()) + need.state
     notes += [need.note] if need.note else []

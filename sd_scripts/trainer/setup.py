@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,16 +80,14 @@ def scan(config: TrainConfig, method: Method, seed: int) -> Data:
     return data
 
 
-def training_captions(group: DatasetGroup) -> list[str]:
+def training_captions(group: DatasetGroup) -> Iterator[str]:
     """The caption of every picture with its subset's prefix and suffix; regularisation pictures are left out."""
-    found = []
     for dataset in group.datasets:
         for record in dataset.records:
             subset = dataset.subset_of(record)
             if not subset.is_reg:
                 around = (subset.captions.caption_prefix, record.caption, subset.captions.caption_suffix)
-                found.append(" ".join(part for part in around if part))
-    return found
+                yield " ".join(part for part in around if part)
 
 
 def check_weights(group: DatasetGroup) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_scripts.families.base import Conditioning, Family, Guide, Model
-from sd_scripts.methods.base import Method
+from sd_scripts.methods.base import Method, ScalarNames
 from sd_scripts.methods.control_picture import read_control_picture, repeat_to
 from sd_scripts.models.attention import use_attention
 from sd_scripts.models.controlnet import control_to_original, load_controlnet, make_controlnet
@@ -38,6 +38,7 @@ class ControlNetMethod(Method):
     notes: Literal["all", "modelspec", "none"] = "none"
     adapter: str | None = "controlnet"
     project = "controlnet_train"
+    scalar_names = ScalarNames(rate="lr")
 
     def __init__(
         self, controlnet: ControlNetOptions, optimizer: OptimizerOptions, file_format: str | None = None

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_scripts.families.base import Family, Model
-from sd_scripts.methods.base import Method, Replacement
+from sd_scripts.methods.base import Method, Replacement, ScalarNames
 from sd_scripts.methods.templates import OBJECT, STYLE, filled
 from sd_scripts.models.build import text_core
 from sd_scripts.networks.base import ParameterGroup

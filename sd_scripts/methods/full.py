@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_scripts.families.base import Family, Model
-from sd_scripts.methods.base import Method
+from sd_scripts.methods.base import Method, ScalarNames
 from sd_scripts.methods.block_rates import block_groups, parse_block_rates
 from sd_scripts.networks.base import ParameterGroup
 from sd_scripts.schema.errors import UserError
@@ -45,6 +45,7 @@ class FullMethod(Method):
 
     saves_whole_model = True
     adapter = None
+    scalar_names = ScalarNames(loss="loss")
 
     def __init__(
         self,
@@ -152,23 +153,21 @@ class FullMethod(Method):
             part.train(part in trained)
             if part in trained:
                 nn.Module.to(part, network_dtype)  # diffusers' own warns for nothing
-            elif name != "vae":  # the VAE's precision was chosen when it was read
-                self._lower(name, part, weight_dtype)
+            elif name == "vae":  # its precision was chosen when it was read
+                self._keep(name, model.extras.get("vae_as_read", {}), part.dtype)
+            else:
+                self._keep(name, part.state_dict(), weight_dtype)
+                nn.Module.to(part, weight_dtype)
         if gradient_checkpointing:
             model.unet.train()  # it recomputes in training mode only
         if self.options.no_token_padding:
             model.extras["token_padding"] = False
         self._module, self._model, self._family = nn.ModuleDict(parts), model, family
 
-    def _lower(self, name: str, part: nn.Module, dtype: torch.dtype) -> None:
-        """Let a frozen part compute in `dtype`, and remember what it was read as for the file."""
-        state = part.state_dict()
+    def _keep(self, name: str, state: dict[str, Tensor], dtype: torch.dtype) -> None:
+        """Remember for the file what a frozen part was read as, where it computes in another type."""
         if any(value.is_floating_point() and value.dtype != dtype for value in state.values()):
-            # A model that is only planned lies on the meta device and has nothing to keep.
-            self._originals[name] = {
-                key: value.detach() if value.is_meta else value.detach().cpu() for key, value in state.items()
-            }
-            nn.Module.to(part, dtype)
+            self._originals[name] = {key: value.detach().cpu() for key, value in state.items()}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The U-Net's parameters, in blocks where asked for, and those of each text encoder with a rate of its own.
@@ -258,7 +257,7 @@ class FullMethod(Method):
     def _as_read(self, model: Model) -> Iterator[None]:
         """Frozen parts with the weights that they were read with, in the precision of the source."""
         parts = {f"text_encoder{index + 1}": encoder for index, encoder in enumerate(model.text_encoders)}
-        parts["unet"] = model.unet
+        parts |= {"unet": model.unet, "vae": model.vae}
         lowered = {name: parts[name].state_dict() for name in self._originals}
         try:
             for name, original in self._originals.items():

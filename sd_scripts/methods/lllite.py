@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sd_scripts.families.base import Conditioning, Family, Guide, Model
-from sd_scripts.methods.base import Method
+from sd_scripts.methods.base import Method, ScalarNames
 from sd_scripts.methods.control_picture import read_control_picture
 from sd_scripts.networks.base import ParameterGroup
 from sd_scripts.networks.lllite import LLLiteNetwork, read_lllite
@@ -37,6 +37,7 @@ class LLLiteMethod(Method):
     notes: Literal["all", "modelspec", "none"] = "modelspec"
     adapter: str | None = "lllite"
     project = "lllite_control_net_train"
+    scalar_names = ScalarNames(rate="lr")
 
     def __init__(
         self,

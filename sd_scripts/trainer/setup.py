@@ -140,6 +140,8 @@ def load_model(
             "Leave it out.",
         )
     family.apply_memory_options(model, config.training)
+    if method.saves_whole_model:
+        model.extras["vae_as_read"] = model.vae.state_dict()  # for the file; the next line lowers the module alone
     torch.nn.Module.to(model.vae, dtype=precision.vae(config.model.no_half_vae))  # diffusers' own warns for nothing
     return model
 

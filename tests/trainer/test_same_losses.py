@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from control_kit import draw_edges
+from all_trainers import TRAINERS, draw_all, options_of
 from runs import ROOT, Finished, arguments, events_of, launch_environment, train_here
 
 pytestmark = pytest.mark.slow
@@ -29,47 +28,28 @@ for command, argv in json.loads(open(sys.argv[1], encoding="utf-8").read()):
     if code:
         sys.exit(code)
 """
-DROPOUT = {"network_dropout": 0.1, "caption_dropout_rate": 0.2, "network_args": ["rank_dropout=0.1"]}
-TOKEN = {"token_string": "newword", "init_word": "cat", "use_object_template": True, "save_model_as": "safetensors"}
-XL = {"bucket_reso_steps": 32}
-WHOLE = {"save_model_as": "safetensors", "learning_rate": 1e-4}
-TRAINERS: dict[str, dict[str, Any]] = {
-    "train_network": {**DROPOUT, "cache_latents": False, "flip_aug": True, "noise_offset": 0.05, "ip_noise_gamma": 0.1},
-    "sdxl_train_network": {**XL, "network_train_unet_only": True, "cache_text_encoder_outputs_to_disk": True},
-    "train_db": {**WHOLE, "stop_text_encoder_training": 2},
-    "fine_tune": {**WHOLE, "in_json": True, "dataset_repeats": 2},
-    "sdxl_train": {**WHOLE, **XL, "train_text_encoder": True},
-    "train_textual_inversion": {**TOKEN, "num_vectors_per_token": 2},
-    "train_textual_inversion_XTI": TOKEN,
-    "sdxl_train_textual_inversion": {**TOKEN, **XL},
-    "train_controlnet": {"conditioning_data_dir": True},
-    "sdxl_train_control_net_lllite": {**XL, "conditioning_data_dir": True, "network_dim": 8, "cond_emb_dim": 8},
+# Dropouts and other draws, text encoders that stop or train, caches: what each trainer is run with here besides.
+SHARED: dict[str, dict[str, Any]] = {
+    "train_network": {
+        "network_dropout": 0.1,
+        "caption_dropout_rate": 0.2,
+        "network_args": ["rank_dropout=0.1"],
+        "cache_latents": False,
+        "flip_aug": True,
+        "noise_offset": 0.05,
+        "ip_noise_gamma": 0.1,
+    },
+    "sdxl_train_network": {"network_train_unet_only": True, "cache_text_encoder_outputs_to_disk": True},
+    "train_db": {"stop_text_encoder_training": 2},
+    "sdxl_train": {"train_text_encoder": True},
 }
+SCHEDULE = {"max_train_steps": 3, "lr_warmup_steps": 2, "lr_scheduler": "constant_with_warmup"}
 
 
 @pytest.fixture(scope="module")
 def pictures(thumbs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs in class folders, their edges, and a metadata file."""
-    folder = tmp_path_factory.mktemp("shared pictures")
-    shutil.copytree(thumbs / "2_photo", folder / "photos" / "2_photo")
-    found = sorted((folder / "photos" / "2_photo").glob("*.png"))
-    draw_edges(folder / "photos" / "2_photo", folder / "edges")
-    entries = {path.stem: {"caption": path.with_suffix(".txt").read_text(encoding="utf-8")} for path in found}
-    (folder / "metadata.json").write_text(json.dumps(entries), encoding="utf-8")
-    return folder
-
-
-def options_of(command: str, pictures: Path) -> tuple[Path, dict[str, Any]]:
-    """The folder of the pictures and the options of a trainer."""
-    options = {"max_train_steps": 3, "lr_warmup_steps": 2, "lr_scheduler": "constant_with_warmup", **TRAINERS[command]}
-    folder = pictures / "photos"
-    if "in_json" in options:
-        options |= {"in_json": pictures / "metadata.json", "caption_extension": None}
-        folder = folder / "2_photo"
-    if "conditioning_data_dir" in options:
-        options["conditioning_data_dir"] = pictures / "edges"
-        folder = folder / "2_photo"
-    return folder, options
+    """Pictures for every kind of data set."""
+    return draw_all(thumbs, tmp_path_factory.mktemp("shared pictures"))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +60,7 @@ def shared(
     root = tmp_path_factory.mktemp("two processes")
     jobs = []
     for command in TRAINERS:
-        folder, options = options_of(command, pictures)
+        folder, options = options_of(command, pictures, **SCHEDULE, **SHARED.get(command, {}))
         model = tiny_sdxl if command.startswith("sdxl") else tiny_sd1
         jobs.append((command, arguments(model, folder, root / command, command, **options)))
     (root / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
@@ -103,7 +83,7 @@ def test_two_processes_lose_as_one_does(
     command: str, shared: dict[str, Finished], tiny_sd1: Path, tiny_sdxl: Path, pictures: Path, tmp_path: Path
 ) -> None:
     """One process adds up two pictures before each step, two processes take one each."""
-    folder, options = options_of(command, pictures)
+    folder, options = options_of(command, pictures, **SCHEDULE, **SHARED.get(command, {}))
     model = tiny_sdxl if command.startswith("sdxl") else tiny_sd1
     alone = train_here(model, folder, tmp_path / "out", command, **options, gradient_accumulation_steps=2)
     assert alone.code == 0, alone.of("error")

@@ -166,7 +166,7 @@ class _Shards(Weights):
 
 def _shapes_only() -> bool:
     """Whether tensors are made on the meta device (`with torch.device("meta")`): then no weight is read from disk."""
-    return torch.get_default_device().type == "meta"
+    return torch.empty(0).is_meta
 
 
 def _cast(value: Tensor, dtype: torch.dtype | None, *, copy: bool = False) -> Tensor:

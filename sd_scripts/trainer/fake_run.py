@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +17,10 @@ from sd_scripts.methods.base import Method, count_parameters
 from sd_scripts.methods.network import NetworkMethod
 from sd_scripts.networks.base import ParameterGroup
 from sd_scripts.schema.commands import TrainConfig
-from sd_scripts.trainer.memory_tracker import AsOnCuda, Split, StepTracker, offloaded
+from sd_scripts.trainer.memory_tracker import Split, StepTracker, norms_as_on_cuda, offloaded
 from sd_scripts.trainer.optimizer_memory import OptimizerNeed, optimizer_need
 from sd_scripts.trainer.setup import attach, training_captions
-from sd_scripts.trainer.shape_model import pretend, shape_model
+from sd_scripts.trainer.shape_model import pretend, shape_model, without_numbers
 from sd_scripts.trainer.step import Ingredients, Predictor, StepMaths
 from sd_scripts.training.plan import RunPlan
 from sd_scripts.training.precision import Precision, resolve
@@ -91,6 +90,8 @@ def fake_run(
     model = _attached(config, family, method, precision)
     with FakeTensorMode(allow_non_fake_inputs=True):
         pretend([model.unet, *model.text_encoders, model.vae, method.module])
+        if device == "cuda":
+            norms_as_on_cuda([model.unet, *model.text_encoders, method.module])
         groups = method.parameter_groups()
         need = optimizer_need(
             method,
@@ -128,7 +129,7 @@ def _attached(config: TrainConfig, family: Family, method: Method, precision: Pr
     model = shape_model(family, config.model, dtype)
     family.apply_memory_options(model, config.training)
     nn.Module.to(model.vae, dtype=precision.vae(config.model.no_half_vae))
-    with torch.device("meta"):
+    with without_numbers():
         method.prepare_model(model, family, precision.weights)
         attach(config, family, model, method, precision, torch.device("meta"))
     return model
@@ -170,7 +171,7 @@ class _Step:
     def run(self, size: LargestBatch, captions: list[str]) -> Split:
         """The split at the moment when most is taken, of all steps but the first."""
         kept = self._text_outputs(size, captions)
-        with self._as_the_device(), StepTracker() as tracker:
+        with StepTracker() as tracker:
             tracker.weights(self._resident())
             state = torch.empty(self.need.state, dtype=torch.uint8)
             tracker.optimizer([state])
@@ -183,9 +184,6 @@ class _Step:
                 self._backward(tracker, _batch(size, captions, kept, self.config, self.method))
             del state, shared
         return tracker.peak
-
-    def _as_the_device(self) -> AbstractContextManager[Any]:
-        return AsOnCuda() if self.device == "cuda" else nullcontext()
 
     def _resident(self) -> list[nn.Module]:
         """Everything whose weights lie in the memory that is predicted, while training goes on."""
@@ -242,9 +240,9 @@ class _Step:
         self.method.on_epoch_start()
         self.method.on_step_start(batch.network_multipliers, 0)
         latents = self.maths.latents(batch)
-        with torch.autocast("cpu", self.precision.weights, enabled=mixed):
-            with offloaded(tracker) if offloads else nullcontext():
-                prediction, sample = self.predictor(latents, batch, self.maths.draw)
+        lowered = torch.autocast("cpu", self.precision.weights, enabled=mixed)
+        with lowered, offloaded(tracker) if offloads else nullcontext():
+            prediction, sample = self.predictor(latents, batch, self.maths.draw)
         prediction = prediction.float()  # accelerate gives float32 back
         loss = self.maths.losses(prediction, sample, batch).mean()
         del latents, prediction, sample

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType, _ModState
 from torch.optim import Optimizer
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -149,20 +148,22 @@ def offloaded(tracker: StepTracker) -> AbstractContextManager[Any]:
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
-# What CUDA's autocast computes in float32 and the CPU's does not, as far as these models use it.
-_IN_FLOAT32: frozenset[Callable[..., Any]] = frozenset(
-    {F.layer_norm, F.group_norm, F.softmax, torch.layer_norm, torch.group_norm, torch.softmax, Tensor.softmax}
-)
+def norms_as_on_cuda(modules: Iterable[nn.Module]) -> None:
+    """From now on the norms of these modules take and give float32 under autocast, as on CUDA and not on a CPU.
+
+    A norm whose forward pass was replaced before (by a network that trains it) stays as it is.
+    """
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, (nn.LayerNorm, nn.GroupNorm)) and "forward" not in part.__dict__:
+                part.forward = partial(_wide_norm, part)
 
 
-class AsOnCuda(TorchFunctionMode):
-    """Autocast on the CPU follows CUDA's rule: norms and softmax take and give float32."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _IN_FLOAT32 and torch.is_autocast_enabled("cpu"):
-            args, kwargs = tree_map_only(Tensor, _widened, (args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _widened(value: Tensor) -> Tensor:
-    return value.float() if value.is_floating_point() else value
+def _wide_norm(norm: nn.LayerNorm | nn.GroupNorm, value: Tensor) -> Tensor:
+    if not torch.is_autocast_enabled("cpu"):
+        return type(norm).forward(norm, value)
+    weight = None if norm.weight is None else norm.weight.float()
+    bias = None if norm.bias is None else norm.bias.float()
+    if isinstance(norm, nn.LayerNorm):
+        return F.layer_norm(value.float(), norm.normalized_shape, weight, bias, norm.eps)
+    return F.group_norm(value.float(), norm.num_groups, weight, bias, norm.eps)

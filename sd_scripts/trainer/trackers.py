@@ -12,9 +12,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from sd_scripts.methods.base import ScalarNames
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.logging import LoggingOptions
 
+_OF_NETWORKS = ScalarNames()
 _INSTALL = {"tensorboard": "pip install tensorboard", "wandb": "pip install wandb"}
 
 
@@ -86,10 +88,12 @@ def step_scalars(
     rates: Mapping[str, float],
     adapted: Mapping[str, float],
     norms: Mapping[str, float] | None,
+    names: ScalarNames = _OF_NETWORKS,
 ) -> dict[str, float]:
     """One step's figures under the names that sd-scripts' users have in their dashboards."""
-    scalars = {"loss/current": loss, "loss/average": average}
-    scalars.update({f"lr/{name}": rate for name, rate in rates.items()})
-    scalars.update({f"lr/d*lr/{name}": rate for name, rate in adapted.items()})
+    scalars = {names.loss: loss, "loss/average": average}
+    scalars.update({f"lr/{name}" if names.rate is None else names.rate: rate for name, rate in rates.items()})
+    found = {f"lr/d*lr/{name}" if names.rate is None else "lr/d*lr": rate for name, rate in adapted.items()}
+    scalars.update(found)
     scalars.update({f"max_norm/{name}": value for name, value in (norms or {}).items()})
     return scalars

@@ -49,7 +49,7 @@ def mean_square(values: Tensor) -> Tensor:
     return (values**2).mean(dim=(1, 2, 3))
 
 
-def close(found: Tensor, expected: Tensor, rel: float = 2e-5, absolute: float = 1e-6) -> None:
+def check_close(found: Tensor, expected: Tensor, rel: float = 2e-5, absolute: float = 1e-6) -> None:
     assert expected.dtype == torch.float64
     torch.testing.assert_close(found.double(), expected, rtol=rel, atol=absolute)
 
@@ -99,8 +99,8 @@ class Case:
 
 def test_schedule_and_snr() -> None:
     table = products()
-    close(PLAIN.alphas_cumprod, table)
-    close(PLAIN.all_snr, table / (1 - table), rel=1e-4)
+    check_close(PLAIN.alphas_cumprod, table)
+    check_close(PLAIN.all_snr, table / (1 - table), rel=1e-4)
 
 
 def rescaled() -> Tensor:
@@ -113,8 +113,8 @@ def rescaled() -> Tensor:
 def test_zero_terminal_snr() -> None:
     found, expected = Schedule.scaled_linear(zero_terminal_snr=True).alphas_cumprod, rescaled()
     assert found[-1].item() == 0.0
-    close(found[:1], products()[:1])
-    close(found, expected, rel=1e-4, absolute=1e-8)
+    check_close(found[:1], products()[:1])
+    check_close(found, expected, rel=1e-4, absolute=1e-8)
 
 
 @pytest.mark.parametrize("zero_terminal", [False, True])
@@ -127,11 +127,11 @@ def test_noising_and_targets(kind: str, zero_terminal: bool) -> None:
     latents = torch.randn(SHAPE)
     sample = prepare(latents, schedule, LossOptions(), kind, timesteps=torch.tensor(TIMES))
     a, s = scales(TIMES, rescaled() if zero_terminal else None)
-    close(sample.noisy, a * picture + s * noise, absolute=2e-5)
-    close(sample.target, a * noise - s * picture if kind == "v_prediction" else noise, absolute=2e-5)
+    check_close(sample.noisy, a * picture + s * noise, absolute=2e-5)
+    check_close(sample.target, a * noise - s * picture if kind == "v_prediction" else noise, absolute=2e-5)
     if zero_terminal and kind == "v_prediction":
-        close(sample.noisy[-1], noise[-1])
-        close(sample.target[-1], -picture[-1])
+        check_close(sample.noisy[-1], noise[-1])
+        check_close(sample.target[-1], -picture[-1])
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
@@ -140,15 +140,15 @@ def test_min_snr(kind: str, gamma: float) -> None:
     """Hang et al. 2023: the error of the predicted picture counts min(SNR, gamma) times, whatever is predicted."""
     case = Case(kind)
     picture_error = mean_square(case.picture - case.said_picture)
-    close(case.loss(min_snr_gamma=gamma), case.snr.clamp(max=gamma) * picture_error, rel=1e-4)
-    close(case.loss(), mean_square(case.target - case.said))
+    check_close(case.loss(min_snr_gamma=gamma), case.snr.clamp(max=gamma) * picture_error, rel=1e-4)
+    check_close(case.loss(), mean_square(case.target - case.said))
 
 
 def test_debiased_estimation() -> None:
     """Yu et al. 2023: an error of the predicted noise counts 1 / sqrt(SNR) times; the SNR is taken as at most 1000."""
     case = Case("epsilon")
     error = mean_square(case.noise - case.said_noise)
-    close(case.loss(debiased_estimation_loss=True), error / case.snr.clamp(max=1000).sqrt(), rel=1e-4)
+    check_close(case.loss(debiased_estimation_loss=True), error / case.snr.clamp(max=1000).sqrt(), rel=1e-4)
     assert case.snr[0] > 1000 > case.snr[2]
 
 
@@ -157,8 +157,8 @@ def test_debiased_estimation_of_velocity() -> None:
     case = Case("v_prediction")
     found = case.loss(debiased_estimation_loss=True)
     below = case.snr <= 1000
-    close(found[below], mean_square(case.picture - case.said_picture)[below], rel=1e-4)
-    close(found[~below], mean_square(case.velocity - case.said)[~below] / 1001)
+    check_close(found[below], mean_square(case.picture - case.said_picture)[below], rel=1e-4)
+    check_close(found[~below], mean_square(case.velocity - case.said)[~below] / 1001)
 
 
 def test_velocity_loss_scaled_like_noise_loss() -> None:
@@ -166,8 +166,8 @@ def test_velocity_loss_scaled_like_noise_loss() -> None:
     case = Case("v_prediction")
     found = case.loss(scale_v_pred_loss_like_noise_pred=True)
     below = case.snr <= 1000
-    close(found[below], mean_square(case.noise - case.said_noise)[below], rel=1e-4)
-    close(found[~below], mean_square(case.velocity - case.said)[~below] * 1000 / 1001)
+    check_close(found[below], mean_square(case.noise - case.said_noise)[below], rel=1e-4)
+    check_close(found[~below], mean_square(case.velocity - case.said)[~below] * 1000 / 1001)
 
 
 def test_noise_loss_with_a_share_of_velocity_loss() -> None:
@@ -179,8 +179,8 @@ def test_noise_loss_with_a_share_of_velocity_loss() -> None:
     )
     below = case.snr <= 1000
     found = case.loss(v_pred_like_loss=factor)
-    close(found[below], (noise_error + factor * velocity_error)[below], rel=1e-4)
-    close(found[~below], noise_error[~below] * (1 + factor * 1001 / 1000))
+    check_close(found[below], (noise_error + factor * velocity_error)[below], rel=1e-4)
+    check_close(found[~below], noise_error[~below] * (1 + factor * 1001 / 1000))
 
 
 def prepared(seed: int, latents: Tensor, **options: Any) -> NoiseSample:
@@ -193,7 +193,7 @@ def test_noise_offset() -> None:
     """Guttenberg 2023: noise + offset * randn(B, C, 1, 1)."""
     noise, constant = drawn(2, SHAPE, (*SHAPE[:2], 1, 1))
     latents = torch.zeros(SHAPE)
-    close(prepared(2, latents, noise_offset=0.1).noise, noise + 0.1 * constant)
+    check_close(prepared(2, latents, noise_offset=0.1).noise, noise + 0.1 * constant)
 
 
 def test_noise_offset_of_random_strength() -> None:
@@ -201,7 +201,7 @@ def test_noise_offset_of_random_strength() -> None:
     noise, strength, constant = torch.randn(SHAPE), torch.rand(1), torch.randn(*SHAPE[:2], 1, 1)
     expected = noise.double() + 0.1 * strength.double() * constant.double()
     found = prepared(3, torch.zeros(SHAPE), noise_offset=0.1, noise_offset_random_strength=True).noise
-    close(found, expected)
+    check_close(found, expected)
 
 
 @pytest.mark.parametrize("scale", [0.05, -0.2])
@@ -213,7 +213,7 @@ def test_adaptive_noise_scale(scale: float) -> None:
     strength = (0.1 + scale * latents.mean(dim=(2, 3), keepdim=True).abs()).clamp(min=0)
     assert bool((strength == 0).any()) == (scale < 0)
     found = prepared(4, latents.float(), noise_offset=0.1, adaptive_noise_scale=scale).noise
-    close(found, noise + strength * constant)
+    check_close(found, noise + strength * constant)
 
 
 def blown_up(small: Tensor, height: int, width: int) -> Tensor:
@@ -253,7 +253,7 @@ def test_pyramid_noise(iterations: int, discount: float) -> None:
     found = prepared(
         6, torch.zeros(shape), multires_noise_iterations=iterations, multires_noise_discount=discount
     ).noise
-    close(found, total / deviation, rel=1e-4, absolute=1e-5)
+    check_close(found, total / deviation, rel=1e-4, absolute=1e-5)
     assert found.std().item() == pytest.approx(1.0, rel=1e-5)
 
 
@@ -267,8 +267,8 @@ def test_input_perturbation(random_strength: bool) -> None:
     (picture,) = drawn(11, SHAPE)
     sample = prepared(8, picture.float(), ip_noise_gamma=0.1, ip_noise_gamma_random_strength=random_strength)
     a, s = scales(TIMES)
-    close(sample.noisy, a * picture + s * (noise + gamma * more), absolute=2e-5)
-    close(sample.target, noise)
+    check_close(sample.noisy, a * picture + s * (noise + gamma * more), absolute=2e-5)
+    check_close(sample.target, noise)
 
 
 def thresholds(schedule: str, smallest: float) -> Tensor:
@@ -294,6 +294,6 @@ def test_huber(loss_type: str, schedule: str, scale: float) -> None:
     c = thresholds(schedule, 0.15).reshape(-1, 1, 1, 1) * scale
     bowl = 2 * ((error**2 + c**2).sqrt() - c)
     expected = (c * bowl if loss_type == "huber" else bowl).mean(dim=(1, 2, 3))
-    close(per_sample((noise + error).float(), sample, options, PLAIN, "epsilon"), expected, rel=1e-4)
+    check_close(per_sample((noise + error).float(), sample, options, PLAIN, "epsilon"), expected, rel=1e-4)
     assert sample.huber_c is not None
     assert sample.huber_c[0].item() == pytest.approx((0.15 if schedule == "constant" else 1.0) * scale, rel=0.06)

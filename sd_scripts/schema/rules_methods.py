@@ -151,8 +151,23 @@ def cropped_control_pictures(values: Values) -> Finding | None:
     return None
 
 
+@rule()
+def notes_without_place(values: Values) -> Finding | None:
+    """Descriptions stand in safetensors files only, and not in those of XTI and ControlNet."""
+    key = next((key for key in values if key.startswith("metadata_") and values[key]), None)
+    if key is None:
+        return None
+    if values["method"] in ("xti", "controlnet"):
+        return warning(key, f"{key} has no effect: the files of this trainer hold no description.")
+    if values["save_model_as"] not in (None, "safetensors"):
+        return warning(
+            key, f"{key} has no effect: only safetensors files hold a description.", "Set save_model_as to safetensors."
+        )
+    return None
+
+
 RULES: tuple[Rule, ...] = (
     block_rates, text_rate_without_part, rounding_without_bf16, small_weights_learn, two_formats,
     padding_of_long_captions, metadata_for_fine_tuning, new_word, two_templates, two_starts, foreign_dataset_of_xti,
-    control_pictures, cropped_control_pictures,
+    control_pictures, cropped_control_pictures, notes_without_place,
 )  # fmt: skip

@@ -218,11 +218,13 @@ class SavingOptions(MetadataOptions, HubOptions):
         False,
         "Leave the settings of the training out of the file; only what programs need to load it stays.",
         label="Don't write settings into the file",
+        methods=("network",),
         place="Model",
     )
     training_comment: str | None = option(
         None,
         "A note of your own stored in the file, for instance the trigger word.",
         label="Comment",
+        methods=("network",),
         place="Model",
     )

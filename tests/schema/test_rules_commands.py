@@ -149,6 +149,14 @@ CASES: list[tuple[str, Any, str, str, Values, Values]] = [
      {"conditioning_data_dir": None}, {"conditioning_data_dir": None, "dataset_config": "d.toml"}),
     ("sdxl_train_control_net_lllite", rules_methods.control_pictures, "error", "conditioning_data_dir",
      {"conditioning_data_dir": None}, {}),
+    *(
+        (name, rules_methods.notes_without_place, "warning", "metadata_title", {"metadata_title": "x", **form},
+         {**form, "metadata_title": ""} if name in ("train_controlnet", "train_textual_inversion_XTI")
+         else {"metadata_title": "x", "save_model_as": "safetensors"})
+        for name, form in (("train_controlnet", {"save_model_as": "safetensors"}), ("train_textual_inversion_XTI", {}),
+                           ("train_textual_inversion", {}), ("sdxl_train", {"save_model_as": "diffusers"}),
+                           ("train_network", {"save_model_as": "ckpt"}))
+    ),
     ("train_controlnet", rules_methods.cropped_control_pictures, "error", "random_crop", {"random_crop": True}, {}),
     ("fine_tune", rules_learning.some_rate, "error", "learning_rate", {"learning_rate": 0.0},
      {"learning_rate": 0.0, "learning_rate_te": 1e-6, "train_text_encoder": True}),

@@ -47,8 +47,6 @@ SHARED = {
     "job_dir": "ours: folder of the job",
     "plan_only": "ours: only say what would be done",
     "allow_plugins": "ours: foreign code is refused otherwise",
-    "no_metadata": "the file of every trainer says how it was made",
-    "training_comment": "the file of every trainer says how it was made",
     "validation_split": "validation works with every method",
     "validation_seed": "validation works with every method",
     "validate_every_n_steps": "validation works with every method",

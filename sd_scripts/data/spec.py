@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from sd_scripts.schema.buckets import Bucketing
 from sd_scripts.schema.captions import CaptionRules
+from sd_scripts.schema.commands import COMMANDS
 
 Kind = Literal["dreambooth", "finetune", "controlnet"]
 ALL_KINDS: tuple[Kind, ...] = ("dreambooth", "finetune", "controlnet")
@@ -34,6 +35,11 @@ def supported_kinds(command: str, masks: bool = False) -> tuple[Kind, ...]:
 def supports_caption_dropout(command: str) -> bool:
     """Whether a command may drop captions; what a new word means is not learned without the word."""
     return command not in _WITHOUT_DROPOUT
+
+
+def bucket_step_multiple(command: str) -> int:
+    """What sides of buckets must be multiples of, in pixels: SDXL's U-Net halves a latent twice."""
+    return 32 if COMMANDS[command].family == "sdxl" else 8
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def parse(command: str, argv: Sequence[str], heeded: Collection[str] | None = No
 
     With --output_config the options are written into the file of --config_file instead, and the program ends.
     `heeded` names the sections (as attributes of the config) that a script uses which does only a part of the
-    training's work: what is missing or does not fit elsewhere is no error there.
+    training's work: what is missing or does not fit elsewhere, or belongs to another trainer, is no error there.
 
     Raises:
         UserError: for an unknown or ambiguous flag or key, a value of the wrong type or out of range, a missing file,
@@ -110,7 +110,7 @@ def parse(command: str, argv: Sequence[str], heeded: Collection[str] | None = No
     given = _read_argv(command, argv, notes)
     if "config_file" in given and not given.get("output_config"):
         path = _toml_path(given["config_file"])
-        given = {**_read_toml(command, path, notes), **given}
+        given = {**_read_toml(command, path, notes, strict=heeded is None), **given}
     if given.get("output_config"):
         _write_config(fields, given)
         sys.exit(0)
@@ -188,7 +188,8 @@ def _toml_path(text: str) -> Path:
     return Path(text if text.endswith(".toml") else f"{text}.toml")
 
 
-def _read_toml(command: str, path: Path, notes: list[Finding]) -> dict[str, Any]:
+def _read_toml(command: str, path: Path, notes: list[Finding], strict: bool) -> dict[str, Any]:
+    """The file's values. Unless `strict`, keys of other trainers are passed over: the script does their work too."""
     if not path.is_file():
         raise UserError(f"The configuration file {path} does not exist.", "config_file")
     try:
@@ -206,10 +207,10 @@ def _read_toml(command: str, path: Path, notes: list[Finding]) -> dict[str, Any]
     for key, value in _flat(content, path, notes).items():
         if key in reasons:
             notes.append(warning(key, f"{key} in {path.name} is ignored: {reasons[key]}."))
-        elif key not in fields:
-            raise UserError(f"{key} in {path} is no option.", key, _way_out(command, key))
-        else:
+        elif key in fields:
             read[key] = convert(fields[key], value, f"in {path}")
+        elif strict or not any(key in trainer_fields(other) for other in COMMANDS):
+            raise UserError(f"{key} in {path} is no option.", key, _way_out(command, key))
     return read
 
 

@@ -22,7 +22,7 @@ OPTIONS = CacheLatentsOptions
 def work(argv: Sequence[str]) -> None:
     """Encode what has no valid file yet. Raises UserError."""
     job = parse_job(OPTIONS, argv, PROG)
-    groups = data_sets(job)
+    groups = data_sets(job, latents=True)
     state = processes()
     made = encode(job, groups, state)
     total = sum(group.images for group in groups)

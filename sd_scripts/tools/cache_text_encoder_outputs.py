@@ -26,7 +26,7 @@ def work(argv: Sequence[str]) -> None:
         raise UserError(
             "Only SDXL trainings keep text encoder outputs.", "sdxl", "Give --sdxl, if the model is an SDXL one."
         )
-    groups = data_sets(job)
+    groups = data_sets(job, latents=False)
     state = processes()
     made = encode(job, groups, state)
     if state.is_main_process:

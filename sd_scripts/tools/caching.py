@@ -63,16 +63,20 @@ def parse_job(section: type, argv: Sequence[str], prog: str) -> Job:
     return Job(config, sdxl, bool(values.get("skip_existing", False)))
 
 
-def data_sets(job: Job) -> list[DatasetGroup]:
-    """The data sets of the training, those for validation last. Raises UserError."""
+def data_sets(job: Job, *, latents: bool) -> list[DatasetGroup]:
+    """The data sets of the training, those for validation last; every kind, as any trainer may use the files.
+
+    Raises UserError, also where pictures (`latents`) or captions (otherwise) are not the same at every use.
+    """
     from sd_scripts.data.config import build_blueprint
     from sd_scripts.data.dataset import build
+    from sd_scripts.data.spec import bucket_step_multiple
 
     config = job.config
     dataset = replace(
         config.dataset,
-        cache_latents=True,
-        cache_latents_to_disk=True,
+        cache_latents=latents,
+        cache_latents_to_disk=latents,
         skip_cache_check=config.dataset.skip_cache_check or job.skip_existing,
     )
     blueprint = build_blueprint(
@@ -81,6 +85,8 @@ def data_sets(job: Job) -> list[DatasetGroup]:
         config.validation,
         control_images=not config.loss.masked_loss,
         allow_plugins=config.run.allow_plugins,
+        bucket_step_multiple=bucket_step_multiple(config.command),
+        cache_text=not latents,
     )
     groups = [group for group in build(blueprint, config.training.seed or 0) if group is not None]
     for group in groups:

@@ -12,13 +12,14 @@ from accelerate import Accelerator
 
 from sd_scripts.data.config import build_blueprint
 from sd_scripts.data.dataset import DatasetGroup, build
+from sd_scripts.data.spec import bucket_step_multiple
 from sd_scripts.families.base import Family, Model
 from sd_scripts.families.identity import text_identity, vae_identity
 from sd_scripts.methods.base import Method
 from sd_scripts.models.folder import is_hub_id
 from sd_scripts.sampling.prompts import parse_prompts
 from sd_scripts.sampling.weights import parse_weights
-from sd_scripts.schema.commands import COMMANDS, TrainConfig
+from sd_scripts.schema.commands import TrainConfig
 from sd_scripts.schema.errors import DataError, UserError
 from sd_scripts.trainer.reporting import Reporter
 from sd_scripts.training.plan import RunPlan, make_plan
@@ -67,7 +68,7 @@ def scan(config: TrainConfig, method: Method, seed: int) -> Data:
         requires_control=method.needs_control_images,
         allow_plugins=config.run.allow_plugins,
         command=config.command,
-        bucket_step_multiple=32 if COMMANDS[config.command].family == "sdxl" else 8,
+        bucket_step_multiple=bucket_step_multiple(config.command),
         cache_text=config.text_cache.cache_text_encoder_outputs,
     )
     data = Data(*build(blueprint, seed))

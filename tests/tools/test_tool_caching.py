@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -140,6 +141,54 @@ def test_the_training_s_own_file_and_flags_do(pictures: Path, tiny_sd1: Path, tm
     assert cache_latents.main(["--config_file", str(config), "--network_dim", "8"]) == 0
     assert len(list(pictures.glob("*_sd.npz"))) == 4
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("trainer", ["sdxl_train", "sdxl_train_textual_inversion"])
+def test_the_file_of_another_trainer_does_too(
+    trainer: str, pictures: Path, tiny_sdxl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = "block_lr = '1e-4'\ntrain_text_encoder = true\n"
+    if trainer != "sdxl_train":
+        own = "token_string = 'mycat'\nnum_vectors_per_token = 2\n"
+    config = tmp_path / "run.toml"
+    config.write_text(own + "learning_rate = 1e-5\n")
+    argv = ["--sdxl", *flags(tiny_sdxl, pictures), "--config_file", str(config)]
+    assert cache_latents.main(argv) == 0
+    assert len(list(pictures.glob("*_sdxl.npz"))) == 4
+    capsys.readouterr()
+    config.write_text("blokc_lr = '1e-4'\n")
+    assert cache_latents.main(argv) == 2
+    assert "blokc_lr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", [cache_latents, cache_text_encoder_outputs])
+def test_sides_of_buckets_are_those_of_the_family(
+    script: ModuleType, pictures: Path, tiny_sdxl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    description = pictures.parent / "data set.toml"
+    description.write_text(
+        "[[datasets]]\nresolution = 128\nenable_bucket = true\nmin_bucket_reso = 64\nbucket_reso_steps = 8\n"
+        f"[[datasets.subsets]]\nimage_dir = '{pictures}'\n"
+    )
+    argv = ["--pretrained_model_name_or_path", str(tiny_sdxl), "--dataset_config", str(description)]
+    assert script.main(["--sdxl", *argv]) == 2
+    said = capsys.readouterr().err
+    assert "bucket_reso_steps is 8" in said and "multiple of 32" in said and "data set.toml, datasets[0]" in said
+    assert not list(pictures.glob("*.npz"))
+
+
+def test_each_script_asks_only_for_what_it_keeps(
+    pictures: Path, tiny_sdxl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Captions stay the same where pictures are cut at random, and pictures where captions are shuffled."""
+    argv = ["--sdxl", *flags(tiny_sdxl, pictures)]
+    assert cache_latents.main([*argv, "--random_crop"]) == 2
+    assert "random_crop" in capsys.readouterr().err
+    assert cache_text_encoder_outputs.main([*argv, "--shuffle_caption"]) == 2
+    assert "shuffle_caption" in capsys.readouterr().err
+    assert cache_text_encoder_outputs.main([*argv, "--random_crop"]) == 0
+    assert cache_latents.main([*argv, "--shuffle_caption"]) == 0
+    assert len(list(pictures.glob("*_te_outputs.npz"))) == len(list(pictures.glob("*_sdxl.npz"))) == 4
 
 
 @pytest.mark.slow

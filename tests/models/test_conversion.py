@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sd_scripts.models import convert, keymap
 from sd_scripts.models.assets import model_config
 from sd_scripts.models.build import make_projected_text_encoder, make_unet, make_vae
+from sd_scripts.models.loading import load_sdxl
+from sd_scripts.schema.model import ModelOptions
 
 DATA = json.loads((Path(__file__).parent / "data" / "conversion.json").read_text(encoding="utf-8"))
 PREFIX = {"sdxl_te2": "conditioner.embedders.1.model.", "sd2": "cond_stage_model.model."}
@@ -117,3 +120,15 @@ def test_what_a_file_without_a_source_file_gets() -> None:
     assert set(want["keys"]) <= {name.removeprefix(prefix) for name in whole}
     assert torch.equal(whole[f"{prefix}transformer.resblocks.23.ln_1.weight"], torch.full((4,), 22.0))
     assert torch.equal(whole[f"{prefix}text_projection"], torch.ones(4, 4))
+
+
+@torch.no_grad()
+def test_pooled_text_is_what_openclip_computes(tiny_sdxl_file: Path) -> None:
+    """OpenCLIP multiplies the state at the end mark by the file's matrix from the right."""
+    matrix = load_file(tiny_sdxl_file)[f"{PREFIX['sdxl_te2']}text_projection"]
+    model = load_sdxl(ModelOptions(pretrained_model_name_or_path=str(tiny_sdxl_file)), torch.float32)
+    ids = model.tokenizers[1](["a cup of coffee"], padding="max_length", return_tensors="pt").input_ids
+    found = model.text_encoders[1](ids)
+    state = found.last_hidden_state[0, ids[0].tolist().index(49407)]
+    torch.testing.assert_close(found.text_embeds[0], state @ matrix, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(found.text_embeds[0], matrix @ state, rtol=1e-2)

@@ -177,7 +177,8 @@ def _load(place: Path) -> _Stored | None:
         body, fixed = content[start:], STAMP.size + 8
         if len(body) != fixed * count + names_length + texts_length or zlib.crc32(body) != checksum:
             raise ValueError("damaged")
-        os.utime(place)  # used lately: the last to be cleared away
+        with contextlib.suppress(OSError):  # a folder of somebody else, or one that nobody may write to
+            os.utime(place)  # used lately: the last to be cleared away
     except FileNotFoundError:
         return None
     except (OSError, ValueError, struct.error) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.headers import HeaderError, read_safetensors_header
@@ -12,10 +13,16 @@ from sd_scripts.tools.common import run, say
 
 PROG = "show_metadata.py"
 OPTIONS = ShowMetadataOptions
+OTHERS = (".ckpt", ".pt", ".pth", ".bin")
 
 
 def work(options: ShowMetadataOptions) -> None:
     """Print the notes as JSON, sorted by key. Raises UserError for a file that is no .safetensors."""
+    path = Path(options.model)
+    if path.suffix.lower() in OTHERS and path.is_file():
+        raise UserError(
+            f"{path} has no metadata: only .safetensors files hold any.", "model", "Name a .safetensors file."
+        )
     try:
         header = read_safetensors_header(options.model)
     except HeaderError as error:

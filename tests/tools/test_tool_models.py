@@ -154,6 +154,10 @@ def test_metadata_is_shown_as_json(tmp_path: Path, script: Run, capsys: pytest.C
     save_file({"x": torch.zeros(1)}, path)
     assert show_metadata.main(["--model", str(path)]) == 0
     assert "No metadata" in capsys.readouterr().out
+    ckpt = tmp_path / "model.ckpt"
+    torch.save({"x": torch.zeros(1)}, ckpt)
+    assert show_metadata.main(["--model", str(ckpt)]) == 2
+    assert "only .safetensors files hold any" in capsys.readouterr().err
     path.write_bytes(b"<html>")
     for wrong in (path, tmp_path / "none"):
         assert show_metadata.main(["--model", str(wrong)]) == 2

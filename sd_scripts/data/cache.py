@@ -187,6 +187,7 @@ def cache_group(
     num_processes: int,
     progress: Callable[[int, int], None] | None,
     wait: Callable[[], None] | None,
+    on_machine: tuple[int, int] | None,
     family: str,
     encoder_id: str,
 ) -> int:
@@ -194,11 +195,7 @@ def cache_group(
     if not group.cacheable:
         raise UserError("cache_latents does not go with color_aug or random_crop.", key="cache_latents")
     tasks = _tasks(group, family, encoder_id, to_disk)
-    own = tasks
-    if to_disk and num_processes > 1:
-        # all sizes of one picture share a file, so they belong to one process
-        owner = {path: number % num_processes for number, path in enumerate(sorted({t.path for t in tasks}))}
-        own = [task for task in tasks if owner[task.path] == process_index]
+    own = _share(tasks, process_index, num_processes) if to_disk else tasks
     report = progress or (lambda done, total: None)
     todo = own
     trust = group.blueprint.skip_cache_check
@@ -206,23 +203,38 @@ def cache_group(
         with ThreadPoolExecutor(_threads()) as pool:
             ready = list(pool.map(lambda task: _is_ready(task, trust), own))
         todo = [task for task, is_ready in zip(own, ready) if not is_ready]
-    done = len(own) - len(todo)
-    report(done, len(own))
-    with BackgroundWriter(2 * max(1, batch_size)) as writer:
-        for batch, pictures in _decoded(_batches(todo, batch_size)):
-            for task, cached in zip(batch, _encode(batch, pictures, encode, device, group.seed)):
-                if to_disk:
-                    writer.submit(partial(_write, task, cached))
-                else:
-                    task.record.latents = cached
-            done += len(batch)
-            report(done, len(own))
-    if to_disk:
-        if wait is not None:
+
+    def fill(todo: list[_Task], done: int, total: int) -> None:
+        report(done, total)
+        with BackgroundWriter(2 * max(1, batch_size)) as writer:
+            for batch, pictures in _decoded(_batches(todo, batch_size)):
+                for task, cached in zip(batch, _encode(batch, pictures, encode, device, group.seed)):
+                    if to_disk:
+                        writer.submit(partial(_write, task, cached))
+                    else:
+                        task.record.latents = cached
+                done += len(batch)
+                report(done, total)
+        if to_disk and wait is not None:
             wait()
+
+    fill(todo, len(own) - len(todo), len(own))
+    if to_disk and on_machine is not None and on_machine[1] < num_processes:
+        # Another machine may have written its share where this one cannot see it.
+        share = _share(tasks, *on_machine)
+        lacking = [task for task in share if task.record.cache_path is None and not _is_ready(task, trust)]
+        fill(lacking, len(share) - len(lacking), len(share))
+        todo += lacking
+    if to_disk:
         for task in tasks:
             _settle(task, trust)
     return len(todo)
+
+
+def _share(tasks: list[_Task], index: int, count: int) -> list[_Task]:
+    """One process's part. All sizes of one picture share a file, so they belong to one process."""
+    owner = {path: number % count for number, path in enumerate(sorted({task.path for task in tasks}))}
+    return [task for task in tasks if owner[task.path] == index]
 
 
 def _threads() -> int:

@@ -170,6 +170,7 @@ class DatasetGroup:
         num_processes: int = 1,
         progress: Callable[[int, int], None] | None = None,
         wait: Callable[[], None] | None = None,
+        on_machine: tuple[int, int] | None = None,
         family: str = "sd",
         encoder_id: str = "",
     ) -> int:
@@ -179,6 +180,8 @@ class DatasetGroup:
             encode: pixels [B, 3, H, W] in -1..1 on `device` -> unscaled latents [B, C, h, w].
             to_disk: files are read where they are there and still right, written where not. Processes share the work;
                 `wait` is called before the others' files are used.
+            on_machine: this process among those of its machine, and their number. What is not on this machine's disks
+                after that is made by them.
             progress: is told pictures done and pictures in all.
             family: model family in the file names ("sd", "sdxl").
             encoder_id: anything that names the VAE; latents of another one are made again.
@@ -199,6 +202,7 @@ class DatasetGroup:
             num_processes=num_processes,
             progress=progress,
             wait=wait,
+            on_machine=on_machine,
             family=family,
             encoder_id=encoder_id,
         )
@@ -213,6 +217,7 @@ class DatasetGroup:
         num_processes: int = 1,
         progress: Callable[[int, int], None] | None = None,
         wait: Callable[[], None] | None = None,
+        on_machine: tuple[int, int] | None = None,
         encoder_id: str = "",
         max_token_length: int | None = None,
     ) -> int:
@@ -232,6 +237,7 @@ class DatasetGroup:
             num_processes=num_processes,
             progress=progress,
             wait=wait,
+            on_machine=on_machine,
             encoder_id=encoder_id,
             max_token_length=max_token_length,
         )

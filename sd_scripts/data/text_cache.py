@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,6 +111,7 @@ def cache_text(
     num_processes: int,
     progress: Callable[[int, int], None] | None,
     wait: Callable[[], None] | None,
+    on_machine: tuple[int, int] | None,
     encoder_id: str,
     max_token_length: int | None,
 ) -> tuple[TextCache, int]:
@@ -124,8 +126,8 @@ def cache_text(
     check_text_cacheable(subsets, group.replacements)
     cache = TextCache(memory=None if to_disk else {})
     tasks = _tasks(group, cache)
-    report = progress or (lambda done, total: None)
     source = {"encoder": encoder_id, "tokens": max_token_length or 75}
+    fill = partial(_fill, cache, encode, source, batch_size, progress or (lambda done, total: None))
     own = tasks
     if to_disk:
         own = [task for number, task in enumerate(tasks) if number % num_processes == process_index]
@@ -133,11 +135,37 @@ def cache_text(
     if to_disk:
         ready = _ready(own, source, encode, trust=group.blueprint.skip_cache_check)
         todo = [task for task, is_ready in zip(own, ready) if not is_ready]
+    encoded = fill(todo, len(own) - len(todo), len(own))
+    if to_disk and wait is not None:
+        wait()
+    if to_disk and on_machine is not None and on_machine[1] < num_processes:
+        # Another machine may have written its share where this one cannot see it.
+        index, count = on_machine
+        share = [task for number, task in enumerate(tasks) if number % count == index]
+        lacking = [task for task in share if task.shapes is None and not os.path.isfile(task.path)]
+        encoded += fill(lacking, len(share) - len(lacking), len(share))
+        if wait is not None:
+            wait()
+    if to_disk:
+        _settle(tasks)
+    return cache, encoded
+
+
+def _fill(
+    cache: TextCache,
+    encode: Encode,
+    source: dict[str, object],
+    batch_size: int,
+    report: Callable[[int, int], None],
+    todo: Sequence[_Task],
+    done: int,
+    total: int,
+) -> int:
+    """Encode the captions of `todo`, each once; returns their number. `done` of `total` files are there already."""
     by_caption: dict[str, list[_Task]] = {}
     for task in todo:
         by_caption.setdefault(task.caption, []).append(task)
-    done = len(own) - len(todo)
-    report(done, len(own))
+    report(done, total)
     captions = list(by_caption)
     with BackgroundWriter(2 * max(1, batch_size)) as writer:
         for start in range(0, len(captions), max(1, batch_size)):
@@ -145,15 +173,12 @@ def cache_text(
             for caption, outputs in zip(part, _encode(part, encode)):
                 if cache.memory is not None:
                     cache.memory[caption] = outputs
-                for task in by_caption[caption] if to_disk else ():
-                    writer.submit(_writing(task, outputs, source))
+                else:
+                    for task in by_caption[caption]:
+                        writer.submit(_writing(task, outputs, source))
                 done += len(by_caption[caption])
-            report(done, len(own))
-    if to_disk:
-        if wait is not None:
-            wait()
-        _settle(tasks)
-    return cache, len(captions)
+            report(done, total)
+    return len(captions)
 
 
 def _tasks(group: "DatasetGroup", cache: TextCache) -> list[_Task]:

@@ -21,6 +21,7 @@ from accelerate.utils import (
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.logging import LoggingOptions
 from sd_scripts.schema.training import TrainingOptions
+from sd_scripts.trainer.spread import fsdp_plugin
 from sd_scripts.trainer.trackers import log_folder, wanted_trackers
 
 
@@ -33,27 +34,41 @@ def ddp_settings(training: TrainingOptions, *, may_skip_modules: bool) -> Distri
     )
 
 
-def deepspeed_plugin(training: TrainingOptions, batch_size: int, mixed_precision: str) -> DeepSpeedPlugin | None:
-    """DeepSpeed as the options ask for it, or None. Raises UserError where the package is missing."""
-    if not training.deepspeed:
+def deepspeed_plugin(
+    training: TrainingOptions, batch_size: int, mixed_precision: str, max_grad_norm: float = 0.0
+) -> DeepSpeedPlugin | None:
+    """DeepSpeed as the trainer's options or the launcher's ask for it, or None.
+
+    Raises UserError where the package is missing.
+    """
+    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true", "yes")
+    if not training.deepspeed and not launched:
         return None
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError(
             "deepspeed needs the package deepspeed.", "deepspeed", "Install it on Linux: pip install deepspeed"
         )
-    plugin = DeepSpeedPlugin(
-        zero_stage=training.zero_stage,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        offload_optimizer_device=training.offload_optimizer_device,
-        offload_optimizer_nvme_path=training.offload_optimizer_nvme_path,
-        offload_param_device=training.offload_param_device,
-        offload_param_nvme_path=training.offload_param_nvme_path,
-        zero3_init_flag=training.zero3_init_flag,
-        zero3_save_16bit_model=training.zero3_save_16bit_model,
-    )
+    if training.deepspeed:
+        plugin = DeepSpeedPlugin(
+            zero_stage=training.zero_stage,
+            offload_optimizer_device=training.offload_optimizer_device,
+            offload_optimizer_nvme_path=training.offload_optimizer_nvme_path,
+            offload_param_device=training.offload_param_device,
+            offload_param_nvme_path=training.offload_param_nvme_path,
+            zero3_init_flag=training.zero3_init_flag,
+            zero3_save_16bit_model=training.zero3_save_16bit_model,
+        )
+    else:
+        plugin = DeepSpeedPlugin(zero3_init_flag=False)  # the launcher's flags or its file say the rest
     settings = plugin.deepspeed_config
-    # No loader of torch goes through accelerate, from which it would learn the batch size.
+    # What the trainer's own options decide. No loader goes through accelerate, from which it would learn the batch
+    # size, and DeepSpeed clips gradients by itself.
+    plugin.gradient_accumulation_steps = training.gradient_accumulation_steps
+    settings["gradient_accumulation_steps"] = training.gradient_accumulation_steps
     settings["train_micro_batch_size_per_gpu"] = batch_size
+    settings["train_batch_size"] = "auto"
+    plugin.gradient_clipping = max_grad_norm
+    settings["gradient_clipping"] = max_grad_norm
     if mixed_precision == "fp16":
         half = settings.setdefault("fp16", {})
         half["enabled"] = True
@@ -70,6 +85,7 @@ def make_accelerator(
     batch_size: int = 1,
     *,
     may_leave_out: bool = False,
+    max_grad_norm: float = 0.0,
 ) -> Accelerator:
     """Make it. Raises UserError for a missing tracker package or DeepSpeed.
 
@@ -86,7 +102,8 @@ def make_accelerator(
         log_with=trackers or None,
         project_dir=str(folder) if folder else None,
         kwargs_handlers=handlers,
-        deepspeed_plugin=deepspeed_plugin(training, batch_size, mixed_precision),
+        deepspeed_plugin=deepspeed_plugin(training, batch_size, mixed_precision, max_grad_norm),
+        fsdp_plugin=fsdp_plugin(),
         step_scheduler_with_optimizer=False,
     )
 

@@ -22,6 +22,7 @@ from sd_scripts.trainer.run import Run
 from sd_scripts.trainer.samples import SampleMaker
 from sd_scripts.trainer.saving import Saver, StateWriter
 from sd_scripts.trainer.setup import Data
+from sd_scripts.trainer.spread import check_spread
 from sd_scripts.trainer.step import Ingredients, Predictor, StepMaths
 from sd_scripts.trainer.upload import Uploader
 from sd_scripts.trainer.validation import Validation
@@ -50,11 +51,12 @@ class Assembly:
     reporter: Reporter
     seed: int
 
-    def build(self, state_writer: Callable[[CreatedOptimizer, Any, BatchLoader], StateWriter]) -> Run:
+    def build(self, state_writer: Callable[[CreatedOptimizer, Any, BatchLoader, nn.Module], StateWriter]) -> Run:
         """The run, prepared by accelerate. `state_writer` makes the function that writes training states."""
         self.reporter.phase("prepare")
         config, accelerator = self.config, self.accelerator
         created, scheduler = self._optimizer()
+        check_spread(accelerator, config, self.method, created, validates=self.data.validation is not None)
         maths = self._maths()
         predictor, optimizer = accelerator.prepare(Predictor(self.method.module, maths.ingredients), created.optimizer)
         if accelerator.scaler is not None and config.training.full_fp16:
@@ -64,6 +66,7 @@ class Assembly:
             limit = config.optimizer.max_grad_norm
             fused = FusedBackward(created.optimizer, limit, lambda: bool(accelerator.sync_gradients))
         loader = self._loader(self.data.train)
+        write_state = state_writer(created, scheduler.scheduler, loader, predictor)
         return Run(
             accelerator=accelerator,
             reporter=self.reporter,
@@ -75,8 +78,8 @@ class Assembly:
             loader=loader,
             plan=self.plan,
             maths=maths,
-            saver=self._saver(created, scheduler, state_writer(created, scheduler.scheduler, loader)),
-            samples=self._samples(),
+            saver=self._saver(created, scheduler, write_state, predictor),
+            samples=self._samples(predictor),
             validation=self._validation(maths, predictor),
             accumulation=self.plan.accumulation,
             max_grad_norm=config.optimizer.max_grad_norm,
@@ -112,7 +115,9 @@ class Assembly:
             max_train_steps=self.plan.total_steps,
         )
 
-    def _saver(self, created: CreatedOptimizer, scheduler: CreatedScheduler, write_state: StateWriter) -> Saver:
+    def _saver(
+        self, created: CreatedOptimizer, scheduler: CreatedScheduler, write_state: StateWriter, predictor: nn.Module
+    ) -> Saver:
         config = self.config
         uploader = None
         if config.saving.huggingface_repo_id and self.accelerator.is_main_process:
@@ -140,11 +145,12 @@ class Assembly:
             dtype=self.precision.save,
             make_metadata=make_metadata,
             write_state=write_state,
+            predictor=predictor,
             uploader=uploader,
             reporter=self.reporter,
         )
 
-    def _samples(self) -> SampleMaker:
+    def _samples(self, predictor: nn.Module) -> SampleMaker:
         config = self.config
         return SampleMaker(
             accelerator=self.accelerator,
@@ -157,6 +163,7 @@ class Assembly:
             output_name=config.saving.output_name or self.method.default_name,
             device=self.accelerator.device,
             dtype=self.precision.weights,
+            predictor=predictor,
             keep_vae=config.training.highvram or not config.dataset.cache_latents,
             reporter=self.reporter,
         )

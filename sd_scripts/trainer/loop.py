@@ -15,6 +15,7 @@ from sd_scripts.data.batch import Batch
 from sd_scripts.trainer.guard import Agreement, NotFiniteError, agree, all_paths
 from sd_scripts.trainer.reporting import peak_memory
 from sd_scripts.trainer.run import Run
+from sd_scripts.trainer.spread import callable_weights, clip, whole_weights
 from sd_scripts.trainer.trackers import log_epoch, step_scalars
 from sd_scripts.training.guard import OverflowWatch
 from sd_scripts.training.loss import LossRecorder
@@ -161,7 +162,7 @@ class Trainer:
                 raise NotFiniteError("gradient", self.position.step + 1, all_paths(run.accelerator, self._paths))
             return None
         limit = run.max_grad_norm if run.max_grad_norm > 0 else math.inf
-        length = run.accelerator.clip_grad_norm_(run.method.trainable_parameters(), limit)
+        length = clip(run.accelerator, run.predictor, run.method.trainable_parameters(), limit)
         if length is None:  # DeepSpeed clips by itself and does not always say
             return None
         norm = float(length)
@@ -210,7 +211,8 @@ class Trainer:
             max_norm=norms,
         )
         if run.accelerator.trackers:
-            scalars = step_scalars(loss, self.recorder.average, rates, run.created.adapted_rates(), norms)
+            adapted, names = run.created.adapted_rates(), run.method.scalar_names
+            scalars = step_scalars(loss, self.recorder.average, rates, adapted, norms, names)
             run.accelerator.log(scalars, step=at.step)
 
     def _after_epoch(self, finished: int) -> None:
@@ -237,7 +239,8 @@ class Trainer:
         if run.validation is None:
             return
         run.reporter.phase("validate")
-        with run.created.evaluating(), run.method.evaluation():
+        whole = callable_weights(run.accelerator, run.predictor)
+        with run.created.evaluating(), run.method.evaluation(), whole:
             loss = run.validation.measure(run.accelerator)
         run.reporter.event("validate", step=self.position.step, epoch=self.position.epoch, loss=loss)
         run.reporter.say(f"validation loss {loss:.4f} at step {self.position.step}")
@@ -271,6 +274,8 @@ class Trainer:
 
     def keep_last_good(self) -> None:
         """After NaN: save the weights as they were before the bad step, where they are still finite."""
-        parameters = self.run.method.trainable_parameters()
-        if self.position.step and all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+        run = self.run
+        with whole_weights(run.accelerator, run.predictor):  # so all processes find the same
+            finite = all(bool(torch.isfinite(parameter).all()) for parameter in run.method.trainable_parameters())
+        if self.position.step and finite:
             self._save_step(with_state=False)

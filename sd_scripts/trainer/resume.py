@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from torch import nn
 
 from sd_scripts.data.loader import BatchLoader
 from sd_scripts.methods.base import Method
@@ -18,6 +20,7 @@ from sd_scripts.schema.saving import SavingOptions
 from sd_scripts.trainer.loop import Position, Trainer
 from sd_scripts.trainer.run import Run
 from sd_scripts.trainer.saving import StateWriter
+from sd_scripts.trainer.spread import DeepSpeedShards, SpreadState, is_deepspeed, is_fsdp
 from sd_scripts.training.checkpoint import LoadedState, StateParts, load_state, point_to, resolve_resume, save_state
 from sd_scripts.training.loss import LossRecorder
 from sd_scripts.training.optimizers import CreatedOptimizer
@@ -25,13 +28,33 @@ from sd_scripts.training.plan import starts_elsewhere
 from sd_scripts.training.state_files import locate, read_manifest
 
 
+def state_parts(
+    accelerator: Accelerator,
+    method: Method,
+    created: CreatedOptimizer,
+    scheduler: Any,
+    loader: BatchLoader,
+    predictor: nn.Module,
+) -> StateParts:
+    """The living parts of a run, whether they lie in one place or are spread over the processes."""
+    return StateParts(
+        method.module,
+        created,
+        scheduler,
+        accelerator.scaler,
+        loader,
+        whole=SpreadState(accelerator, predictor, created) if is_fsdp(accelerator) else None,
+        shards=DeepSpeedShards(accelerator, predictor) if is_deepspeed(accelerator) else None,
+    )
+
+
 def state_writer(
     accelerator: Accelerator, method: Method, config: TrainConfig
-) -> Callable[[CreatedOptimizer, Any, BatchLoader], StateWriter]:
+) -> Callable[[CreatedOptimizer, Any, BatchLoader, nn.Module], StateWriter]:
     """A maker of the function that writes states; the parts are known only after the optimizer is made."""
 
-    def make(created: CreatedOptimizer, scheduler: Any, loader: BatchLoader) -> StateWriter:
-        parts = StateParts(method.module, created, scheduler, accelerator.scaler, loader)
+    def make(created: CreatedOptimizer, scheduler: Any, loader: BatchLoader, predictor: nn.Module) -> StateWriter:
+        parts = state_parts(accelerator, method, created, scheduler, loader, predictor)
 
         def write(folder: Path, progress: dict[str, Any]) -> None:
             save_state(
@@ -42,6 +65,7 @@ def state_writer(
                 facts={"batches": len(loader)},
                 process_index=accelerator.process_index,
                 num_processes=accelerator.num_processes,
+                gather=lambda own: gather_object([own]),
                 barrier=accelerator.wait_for_everyone,
             )
             if accelerator.is_main_process:
@@ -97,13 +121,12 @@ def _load(run: Run, config: TrainConfig) -> LoadedState | None:
         if saving.resume_from_huggingface
         else resolve_resume(saving.resume, saving.output_dir, saving.output_name)
     )
-    parts = StateParts(run.method.module, run.created, run.scheduler, run.accelerator.scaler, run.loader)
+    parts = state_parts(run.accelerator, run.method, run.created, run.scheduler, run.loader, run.predictor)
     return load_state(
         folder,
         parts,
         options=config.values(),
         facts={"batches": len(run.loader)},
-        process_index=run.accelerator.process_index,
         num_processes=run.accelerator.num_processes,
     )
 
@@ -120,7 +143,10 @@ def resume_trainer(run: Run, config: TrainConfig) -> Trainer:
         return Trainer(run, position, recorder)
     run.reporter.notices(state.notices)
     if state.progress is not None and not starts_elsewhere(config.training):
-        position = Position(state.progress["epoch"], state.progress["batch"], state.progress["step"])
+        # Batches are counted in each process: the same place in the epoch is another number with other processes.
+        processes = run.accelerator.num_processes
+        batch = state.progress["batch"] * (state.processes or processes) // processes
+        position = Position(state.progress["epoch"], batch, state.progress["step"])
         recorder.load_state_dict(state.progress["recorder"])
     elif state.step and not starts_elsewhere(config.training):
         position = Position(state.step // max(1, run.plan.steps_per_epoch), 0, state.step)

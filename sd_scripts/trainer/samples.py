@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from PIL.Image import Image
+from torch import nn
 
 from sd_scripts.families.base import Family, Model
 from sd_scripts.methods.base import Method
@@ -19,6 +20,7 @@ from sd_scripts.schema.model import ModelOptions
 from sd_scripts.schema.sampling import SamplingOptions
 from sd_scripts.trainer.endings import TerminatedError
 from sd_scripts.trainer.reporting import Reporter
+from sd_scripts.trainer.spread import callable_weights, in_step
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class SampleMaker:
     output_name: str | None
     device: torch.device
     dtype: torch.dtype
+    predictor: nn.Module
     keep_vae: bool
     reporter: Reporter
 
@@ -69,6 +72,14 @@ class SampleMaker:
             return 0
         vae_device = next(self.model.vae.parameters()).device
         self.model.vae.to(self.device)
+        with callable_weights(self.accelerator, self.predictor):
+            written = self._make(prompts, step, epoch)
+        if not self.keep_vae:
+            self.model.vae.to(vae_device)
+        self.reporter.phase("train")
+        return written
+
+    def _make(self, prompts: list[SamplePrompt], step: int, epoch: int | None) -> int:
         written = 0
         others: list[_Made] = []
         for number, prompt in enumerate(prompts):
@@ -84,15 +95,12 @@ class SampleMaker:
             gathered: list[_Made] = gather_object(others)
             if self.accelerator.is_main_process:
                 written += sum(self._write(made, prompts[made.number], step, epoch) for made in gathered)
-        if not self.keep_vae:
-            self.model.vae.to(vae_device)
-        self.reporter.phase("train")
         return written
 
     @property
     def _all_together(self) -> bool:
         """Whether the weights are spread over the processes, so that none can predict without the others."""
-        return self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+        return in_step(self.accelerator)
 
     def _is_mine(self, number: int) -> bool:
         alone = self.accelerator.num_processes == 1 or self._all_together

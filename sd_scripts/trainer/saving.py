@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from sd_scripts.methods.base import Method
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.saving import SavingOptions
 from sd_scripts.trainer.outputs import WrittenFileError, check_written, free_space_warning, remove_old, size_of
 from sd_scripts.trainer.reporting import Reporter
+from sd_scripts.trainer.spread import whole_weights
 from sd_scripts.trainer.upload import Uploader
 from sd_scripts.training.naming import SaveNames, Saves
 from sd_scripts.training.optimizers import CreatedOptimizer
@@ -40,6 +42,7 @@ class Saver:
     dtype: torch.dtype | None
     make_metadata: MetadataMaker
     write_state: StateWriter
+    predictor: nn.Module
     uploader: Uploader | None
     reporter: Reporter
 
@@ -81,8 +84,9 @@ class Saver:
     def _save(self, names: SaveNames, step: int, epoch: int, state: dict[str, Any] | None, *, final: bool) -> None:
         self.reporter.phase("save")
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process and self._weights(names.file, step, epoch, final):
-            self._remove(names.old_file)
+        with whole_weights(self.accelerator, self.predictor):
+            if self.accelerator.is_main_process and self._weights(names.file, step, epoch, final):
+                self._remove(names.old_file)
         if state is not None and self._state(names.state, step, epoch, state, final):
             self._remove(names.old_state)
         self.accelerator.wait_for_everyone()
@@ -124,12 +128,14 @@ class Saver:
         except OSError as error:
             self._failed(folder, error, final)
             return False
+        if not self.accelerator.is_main_process:
+            return False  # it lies with the first process, on whose machine this one may not be
         self.reporter.say(f"saved the training state {folder.name}")
         size = size_of(folder)
         self.reporter.event(
             "save", path=str(folder), step=step, epoch=epoch, bytes=size, final=final, state=True, checked=True
         )
-        if self.uploader and self.accelerator.is_main_process and self.options.save_state_to_huggingface:
+        if self.uploader and self.options.save_state_to_huggingface:
             self.uploader.upload(folder, is_last=final)
         return True
 

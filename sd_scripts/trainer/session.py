@@ -152,6 +152,7 @@ class Session:
             precision.mixed_precision,
             data.train.batch_size,
             may_leave_out=method.may_leave_out,
+            max_grad_norm=config.optimizer.max_grad_norm,
         )
         model = load_model(config, family, method, precision, accelerator.device, reporter)
         method.prepare_model(model, family, precision.weights)

@@ -147,6 +147,11 @@ def load_model(
     return model
 
 
+def on_machine(accelerator: Accelerator) -> tuple[int, int]:
+    """This process among those of its machine, and how many these are."""
+    return accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+
+
 def cache_latents(
     config: TrainConfig,
     family: Family,
@@ -173,6 +178,7 @@ def cache_latents(
             num_processes=accelerator.num_processes,
             progress=lambda done, of: reporter.phase("cache latents", done, of),
             wait=accelerator.wait_for_everyone,
+            on_machine=on_machine(accelerator),
             family=family.name,
             encoder_id=vae_identity(model),
         )
@@ -224,6 +230,7 @@ def cache_text_outputs(
                 num_processes=accelerator.num_processes,
                 progress=lambda done, of: reporter.phase("cache text", done, of),
                 wait=accelerator.wait_for_everyone,
+                on_machine=on_machine(accelerator),
                 encoder_id=text_identity(model),
                 max_token_length=config.model.max_token_length,
             )

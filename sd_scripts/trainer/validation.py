@@ -79,5 +79,6 @@ class Validation:
         draw = partial(self.maths.draw, generator=generator, timesteps=timesteps)
         predictor = accelerator.unwrap_model(self.predictor)
         with accelerator.autocast():
-            prediction, sample = predictor(latents, batch, draw)
+            # Not by calling it: wrappers would exchange weights, and processes measure different numbers of batches.
+            prediction, sample = predictor.forward(latents, batch, draw)
         return float(self.maths.losses(prediction, sample, batch).mean())

@@ -15,6 +15,7 @@ from sd_scripts.training import rng, state_files
 from sd_scripts.training.naming import last_stem
 from sd_scripts.training.notice import Notice
 from sd_scripts.training.optimizers import CreatedOptimizer
+from sd_scripts.training.spread_state import SHARDS, WRITTEN, Shards, Whole, check_shards, load_whole
 
 FORMAT, VERSION = "kohya-gui training state", 1
 # Never written into a state: it may be copied to others.
@@ -46,7 +47,7 @@ class StateParts:
     """The living parts of a run.
 
     module: what is trained, not wrapped by accelerate; scheduler: wrapped or not; scaler: the loss scaler, if one is
-    used; loader: its state must fit into JSON.
+    used; loader: its state must fit into JSON; whole or shards: where weights or optimizer are spread over processes.
     """
 
     module: nn.Module
@@ -54,22 +55,24 @@ class StateParts:
     scheduler: Stateful
     scaler: Any | None = None
     loader: Stateful | None = None
+    whole: Whole | None = None
+    shards: Shards | None = None
 
 
 @dataclass
 class LoadedState:
     """What a state said apart from what was put into the parts.
 
-    progress: what `save_state` was given, None for another program's state; rng: the random streams of this process,
-    to be put back by `rng.restore` right before the first batch; None if there are none; step: finished optimizer
-    steps, if known; exact: the run can go on bit for bit.
+    progress: what `save_state` was given, None for another program's state; step: finished optimizer steps, if known;
+    exact: the run can go on bit for bit; processes: how many wrote it, if known. Random streams need no putting back:
+    every batch starts them anew.
     """
 
     folder: Path
     progress: dict[str, Any] | None
-    rng: dict[str, Any] | None
     step: int | None
     exact: bool
+    processes: int | None = None
     notices: list[Notice] = field(default_factory=list)
 
 
@@ -82,9 +85,12 @@ def save_state(
     facts: Mapping[str, Any] | None = None,
     process_index: int = 0,
     num_processes: int = 1,
+    gather: Callable[[dict[str, Any]], list[dict[str, Any]]] = lambda own: [own],
     barrier: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write a state folder; every process calls it at the same place. It is whole or absent.
+
+    The first process writes, so the others need not see its disks; only of `shards` each writes its own.
 
     Args:
         folder: where; one of that name is replaced.
@@ -93,39 +99,63 @@ def save_state(
         options: all option values, to tell later what was changed; secrets are left out.
         facts: figures that must be the same on resuming, such as the number of pictures.
         process_index, num_processes: this process among all.
-        barrier: waits for all processes.
+        gather: every process's dict, in their order, in the first process at least.
+        barrier: waits for all processes; needed where there are `shards`.
 
     Raises:
         OSError: the disk refuses; an older state of that name is then still there.
     """
     is_main = process_index == 0
-    shown = {key: value for key, value in (options or {}).items() if key not in _SECRET}
-    about = {
-        "format": FORMAT,
-        "version": VERSION,
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "torch": str(torch.__version__),
-        "processes": num_processes,
-        "optimizer": parts.created.name,
-        "groups": [[name, len(group["params"])] for name, group in _named_groups(parts.created)],
-        "scheduler": _scheduler_name(parts.scheduler),
-        "progress": dict(progress),
-        "loader": parts.loader.state_dict() if parts.loader is not None else None,
-        "facts": dict(facts or {}),
-        "options": {key: _plain(value) for key, value in shown.items()},
-    }
-    expected = [state_files.random_states_name(index) for index in range(num_processes)]
-    with state_files.writing(folder, is_main, barrier, about, expected) as inside:
+    source = parts.whole or parts.shards
+    weights = source.weights() if source else _tensors(parts.module)
+    optimizer = parts.whole.optimizer() if parts.whole else None
+    streams = gather(rng.capture())
+    if not is_main and parts.shards is None:
+        return folder
+    about = _about(parts, progress, options or {}, facts or {}, num_processes)
+    written = [f"{SHARDS}/{WRITTEN}{index}" for index in range(num_processes)] if parts.shards else []
+    with state_files.writing(folder, is_main, barrier if parts.shards else lambda: None, about, written) as inside:
+        if parts.shards:
+            parts.shards.write(inside / SHARDS)
+            (inside / SHARDS / f"{WRITTEN}{process_index}").touch()
         if is_main:
-            write_safetensors(inside / state_files.WEIGHTS, _tensors(parts.module))
-            write_torch(inside / state_files.OPTIMIZER, parts.created.optimizer.state_dict())
+            write_safetensors(inside / state_files.WEIGHTS, weights)
+            if not parts.shards:
+                write_torch(inside / state_files.OPTIMIZER, optimizer or parts.created.optimizer.state_dict())
             write_torch(inside / state_files.SCHEDULER, parts.scheduler.state_dict())
             if parts.scaler is not None:
                 write_torch(inside / state_files.SCALER, parts.scaler.state_dict())
             short = {"current_epoch": int(progress.get("epoch", 0)), "current_step": int(progress.get("step", 0))}
             state_files.write_json(inside / state_files.PROGRESS, short)
-        write_torch(inside / state_files.random_states_name(process_index), rng.capture())
+            for index, stream in enumerate(streams):  # we never read them; accelerate does
+                write_torch(inside / state_files.random_states_name(index), stream)
     return folder
+
+
+def _about(
+    parts: StateParts,
+    progress: Mapping[str, Any],
+    options: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    num_processes: int,
+) -> dict[str, Any]:
+    """What the manifest says of a state, apart from its files."""
+    shown = {key: value for key, value in options.items() if key not in _SECRET}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "torch": str(torch.__version__),
+        "processes": num_processes,
+        "shards": parts.shards is not None,
+        "optimizer": parts.created.name,
+        "groups": [[name, len(group["params"])] for name, group in _named_groups(parts.created)],
+        "scheduler": _scheduler_name(parts.scheduler),
+        "progress": dict(progress),
+        "loader": parts.loader.state_dict() if parts.loader is not None else None,
+        "facts": dict(facts),
+        "options": {key: _plain(value) for key, value in shown.items()},
+    }
 
 
 def _named_groups(created: CreatedOptimizer) -> list[tuple[str, dict[str, Any]]]:
@@ -152,10 +182,9 @@ def load_state(
     *,
     options: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
-    process_index: int = 0,
     num_processes: int = 1,
 ) -> LoadedState:
-    """Put a saved state into the parts. Random streams are returned, not yet put back.
+    """Put a saved state into the parts.
 
     States of sd-scripts and accelerate are read as far as weights, optimizer and scheduler go.
 
@@ -165,35 +194,40 @@ def load_state(
     place = state_files.locate(folder)
     manifest = state_files.read_manifest(place)
     if manifest is not None:
-        _check_kind(place, manifest, parts)
+        _check_kind(place, manifest, parts, num_processes)
     notices: list[Notice] = []
-    _load_weights(place, parts.module, notices)
-    _load_optimizer(place, parts.created)
+    if parts.shards:
+        parts.shards.read(place / SHARDS)
+    elif parts.whole:
+        load_whole(place, parts.whole)
+    else:
+        _load_weights(place, parts.module, notices)
+        _load_optimizer(place, parts.created)
     _load_scheduler(place, parts.scheduler, manifest)
     if parts.scaler is not None and (place / state_files.SCALER).exists():
         parts.scaler.load_state_dict(state_files.read_torch(place / state_files.SCALER))
     if manifest is None:
-        return _foreign(place, process_index, notices)
+        return _foreign(place, notices)
     if parts.loader is not None and manifest.get("loader") is not None:
         differing = parts.loader.load_state_dict(manifest["loader"]) or []
         notices += [Notice("state_changed", f"{text[0].upper()}{text[1:]}.", "", "resume") for text in differing]
     notices += _differences(manifest, options or {}, facts or {}, num_processes)
-    streams = place / state_files.random_states_name(process_index)
     return LoadedState(
         folder=place,
         progress=dict(manifest["progress"]),
-        rng=state_files.read_random_states(streams) if streams.exists() else None,
         step=manifest["progress"].get("step"),
         exact=not notices,
+        processes=manifest.get("processes"),
         notices=notices,
     )
 
 
-def _check_kind(folder: Path, manifest: Mapping[str, Any], parts: StateParts) -> None:
+def _check_kind(folder: Path, manifest: Mapping[str, Any], parts: StateParts, num_processes: int) -> None:
     if manifest.get("format") != FORMAT:
         raise UserError(f"'{folder}' holds no training state of this program.", "resume")
     if int(manifest.get("version", 0)) > VERSION:
         raise UserError(f"The training state '{folder}' was written by a newer version.", "resume", "Update first.")
+    check_shards(folder, manifest, parts.shards is not None, num_processes)
     saved = manifest.get("optimizer")
     if saved != parts.created.name:
         raise UserError(
@@ -279,20 +313,16 @@ def _load_scheduler(folder: Path, scheduler: Stateful, manifest: Mapping[str, An
         raise UserError(f"The scheduler state in '{folder}' does not fit: {error}.", "resume") from error
 
 
-def _foreign(folder: Path, process_index: int, notices: list[Notice]) -> LoadedState:
+def _foreign(folder: Path, notices: list[Notice]) -> LoadedState:
     """The rest of a state that sd-scripts or accelerate wrote."""
-    step, streams = None, None
+    step = None
     if (folder / state_files.PROGRESS).exists():
         step = state_files.read_json(folder / state_files.PROGRESS).get("current_step")
-    try:
-        streams = state_files.read_random_states(folder / state_files.random_states_name(process_index))
-    except UserError as error:
-        notices.append(Notice("state_random", f"The state's random streams are not used: {error.message}"))
     message = (
         "The state was written by another program: weights, optimizer and scheduler go on, the order of pictures not."
     )
     notices.append(Notice("state_foreign", message, "", "resume"))
-    return LoadedState(folder, None, streams, step if isinstance(step, int) else None, False, notices)
+    return LoadedState(folder, None, step if isinstance(step, int) else None, False, notices=notices)
 
 
 def _differences(

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -114,7 +113,9 @@ def _finish(folder: Path, temporary: Path, replaced: Path, about: dict[str, Any]
     if missing:
         raise OSError(f"another process could not write {missing[0]}")
     files = {
-        path.name: {"bytes": path.stat().st_size, "crc32": _checksum(path)} for path in sorted(temporary.iterdir())
+        path.relative_to(temporary).as_posix(): {"bytes": path.stat().st_size, "crc32": _checksum(path)}
+        for path in sorted(temporary.rglob("*"))
+        if path.is_file()
     }
     write_json(temporary / MANIFEST, {**about, "files": files})
     flush_folder(temporary)
@@ -201,20 +202,6 @@ def read_torch(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except _READ_ERRORS as error:
         raise UserError(f"'{path}' cannot be read: {_reason(error)}.", "resume") from error
-
-
-def read_random_states(path: Path) -> Any:
-    """Random streams, also as accelerate writes them (with a numpy array inside). Raises UserError."""
-    rebuild = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
-    harmless: list[Any] = [
-        rebuild,
-        (rebuild, "numpy.core.multiarray._reconstruct"),
-        np.ndarray,
-        np.dtype,
-        type(np.dtype(np.uint32)),
-    ]
-    with torch.serialization.safe_globals(harmless):
-        return read_torch(path)
 
 
 def _reason(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from sd_scripts.schema.optimizer import OptimizerOptions
 from sd_scripts.training import optimizers, schedulers
 from sd_scripts.training.checkpoint import LoadedState, StateParts, load_state, save_state
 from sd_scripts.training.loss import LossRecorder
-from sd_scripts.training.rng import restore, seed_everything
+from sd_scripts.training.rng import seed_everything
 
 
 class Job:
@@ -57,6 +57,16 @@ class Job:
         if loaded.progress:
             self.recorder.load_state_dict(loaded.progress["recorder"])
             self.step = loaded.progress["step"]
-        if loaded.rng:
-            restore(loaded.rng)
+        self.draw_on(folder)
         return loaded
+
+    @staticmethod
+    def draw_on(folder: Path) -> None:
+        """Put the random streams where the state noted them; a trainer starts them anew for every batch instead."""
+        noted = folder / "random_states_0.pkl"
+        if noted.exists() and (folder / "state.json").exists():
+            streams = torch.load(noted, weights_only=True)
+            version, words, gauss = streams["random_state"]
+            random.setstate((version, tuple(words), gauss))
+            np.random.set_state(streams["numpy_random_seed"])
+            torch.set_rng_state(streams["torch_manual_seed"])

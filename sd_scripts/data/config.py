@@ -93,9 +93,11 @@ def build_blueprint(
     specs = [_dataset_from_tables(each, fallback, prior, bucket_step_multiple) for each in tables]
     if not tables:
         specs = [_dataset_from_folders(dataset, fallback, rules, bucket_step_multiple, warnings)]
-    specs = [spec for spec in (without_useless(spec, warnings) for spec in specs) if spec.subsets]
+    specs = [spec for spec in [without_useless(spec, warnings) for spec in specs] if spec.subsets]
     if not specs:
-        raise DataError(f"{source} names no pictures to train with", key="train_data_dir")
+        why = f": {'; '.join(warnings)}" if warnings else ""
+        key = "dataset_config" if dataset.dataset_config else "train_data_dir"
+        raise DataError(f"{source} names no pictures to train with{why}.", key=key)
     return _finished(dataset, specs, source, not control_images, cache_text, warnings)
 
 

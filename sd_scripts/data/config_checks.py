@@ -107,7 +107,7 @@ def without_useless(spec: DatasetSpec, warnings: list[str]) -> DatasetSpec:
     for subset in spec.subsets:
         label = subset.place or subset.name
         if subset.num_repeats < 1:
-            warnings.append(f"{label}: left out, its repeats are {subset.num_repeats}")
+            warnings.append(f"{label}: left out, its num_repeats is {subset.num_repeats}")
         elif subset.identity in kept:
             warnings.append(f"{label}: {subset.name} is named twice in one data set; the second time is left out")
         else:

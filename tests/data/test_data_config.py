@@ -341,7 +341,22 @@ def test_useless_subsets_are_left_out(folder: Folder, tmp_path: Path) -> None:
     made = blueprint(dataset_config=write(tmp_path, text))
     assert [s.num_repeats for s in made.datasets[0].subsets] == [1]
     assert any("named twice" in warning for warning in made.warnings)
-    assert any("repeats are 0" in warning for warning in made.warnings)
+    assert any("datasets[0].subsets[2]: left out, its num_repeats is 0" in warning for warning in made.warnings)
+
+
+def test_a_file_of_which_nothing_is_left_says_which_table_and_key(tmp_path: Path) -> None:
+    text = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'b'\nnum_repeats = 0\n"
+    with pytest.raises(DataError) as caught:
+        blueprint(dataset_config=write(tmp_path, text))
+    assert caught.value.key == "dataset_config"
+    for part in ("data.toml", "datasets[0].subsets[0]", "num_repeats is 0"):
+        assert part in caught.value.message
+
+
+def test_message_and_way_out_are_two_sentences() -> None:
+    assert str(UserError("a is missing", "a", "Give it.")) == "a is missing. Give it."
+    assert str(UserError("a is missing.", "a", "Give it.")) == "a is missing. Give it."
+    assert str(UserError("a is missing")) == "a is missing"
 
 
 def test_a_face_range_with_buckets_is_said_to_do_nothing(folder: Folder, tmp_path: Path) -> None:

@@ -125,6 +125,6 @@ def use_gradient_checkpointing(unet: nn.Module, text_encoders: list[nn.Module], 
     unet.train()
     for encoder in text_encoders if text else []:
         core = text_core(encoder)
-        encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        encoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         core.train()
         encoder.train()

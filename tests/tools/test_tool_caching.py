@@ -15,6 +15,7 @@ from test_tool_flags import FLAGS
 
 from sd_scripts.data.config import build_blueprint
 from sd_scripts.data.dataset import DatasetGroup, build
+from sd_scripts.events import read_events
 from sd_scripts.families.base import Family
 from sd_scripts.families.identity import text_identity, vae_identity
 from sd_scripts.families.sd import StableDiffusion
@@ -189,6 +190,24 @@ def test_each_script_asks_only_for_what_it_keeps(
     assert cache_text_encoder_outputs.main([*argv, "--random_crop"]) == 0
     assert cache_latents.main([*argv, "--shuffle_caption"]) == 0
     assert len(list(pictures.glob("*_te_outputs.npz"))) == len(list(pictures.glob("*_sdxl.npz"))) == 4
+
+
+@pytest.mark.slow
+def test_the_trainer_itself_encodes_nothing_again(pictures: Path, tiny_sdxl: Path, tmp_path: Path, script: Run) -> None:
+    argv = ["--pretrained_model_name_or_path", str(tiny_sdxl), "--train_data_dir", str(pictures), "--resolution", "64"]
+    argv += ["--caption_extension", ".txt", "--no_half_vae", "--mixed_precision", "bf16"]
+    assert cache_latents.main(["--sdxl", *argv]) == 0
+    assert cache_text_encoder_outputs.main(["--sdxl", *argv]) == 0
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in pictures.iterdir()}
+    assert len(before) == 5 * 4
+    cached = ["--cache_latents_to_disk", "--cache_text_encoder_outputs", "--cache_text_encoder_outputs_to_disk"]
+    more = ["--network_module", "networks.lora", "--network_train_unet_only", "--max_train_steps", 1]
+    out = tmp_path / "out"
+    done = script("sdxl_train_network.py", *argv, *cached, *more, "--output_dir", out, "--output_name", "x")
+    assert done.returncode == 0, done.stderr
+    events, _ = read_events(out / "x.run" / "events.jsonl")
+    assert {"cache latents", "cache text", "train"} <= {event["name"] for event in events if event["kind"] == "phase"}
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in pictures.iterdir()} == before
 
 
 @pytest.mark.slow

@@ -178,7 +178,8 @@ def _complete(command: str, values: Mapping[str, Any], notes: list[str]) -> tupl
     full = complete(command, given)
     if full.get("sdxl_cache_text_encoder_outputs") and "cache_text_encoder_outputs" in known:
         full["cache_text_encoder_outputs"] = True
-    _network(full)
+    if "LoRA_type" in known:
+        _network(full)
     return full, secrets
 
 

@@ -35,10 +35,32 @@ _EXTRA = {
     "use_deepspeed": 0,
     "zero_stage": 1,
     "offload_optimizer_device": 1,
+    "offload_optimizer_nvme_path": 1,
     "offload_param_device": 1,
+    "offload_param_nvme_path": 1,
+    "zero3_init_flag": 1,
+    "zero3_save_16bit_model": 1,
     "gradient_accumulation_steps": 1,
     "gradient_clipping": 1,
+    "use_fsdp": 0,
+    "fsdp_version": 1,
+    "fsdp_offload_params": 1,
+    "fsdp_min_num_params": 1,
+    "fsdp_sharding_strategy": 1,
+    "fsdp_reshard_after_forward": 1,
+    "fsdp_auto_wrap_policy": 1,
+    "fsdp_transformer_layer_cls_to_wrap": 1,
+    "fsdp_backward_prefetch": 1,
+    "fsdp_state_dict_type": 1,
+    "fsdp_forward_prefetch": 1,
+    "fsdp_use_orig_params": 1,
+    "fsdp_cpu_ram_efficient_loading": 1,
+    "fsdp_sync_module_states": 1,
+    "fsdp_activation_checkpointing": 1,
+    "fsdp_activation_checkpointing_offload": 1,
 }
+# The launcher takes one of these or --multi_gpu, not both.
+_OWN_WAY = ("--use_fsdp", "--use_deepspeed")
 
 
 def extra_arguments(text: str | None) -> list[str]:
@@ -96,7 +118,9 @@ def arguments(values: Mapping[str, Any], notes: list[str]) -> list[str]:
     if values.get("torch_compile"):
         parts += ["--dynamo_mode", str(values["dynamo_mode"])]
         parts += [f"--{name}" for name in ("dynamo_use_fullgraph", "dynamo_use_dynamic") if values.get(name)]
-    if processes > 1:
+    if any(flag in extra for flag in _OWN_WAY):
+        pass  # the launcher starts the processes for these itself
+    elif processes > 1:
         parts.append("--multi_gpu")
     elif values.get("multi_gpu"):
         notes.append("Several GPUs are switched on, but the number of processes is 1: one GPU is used.")

@@ -292,6 +292,31 @@ def test_the_launcher_accepts_every_argument_that_is_sent() -> None:
     assert read.training_script_args == plan.argv[-2:]
 
 
+@pytest.mark.parametrize(
+    ("extra", "kind"),
+    [
+        ("--use_fsdp --fsdp_version 2 --fsdp_reshard_after_forward true --fsdp_offload_params=false", "use_fsdp"),
+        ("--use_deepspeed --zero_stage 3 --zero3_init_flag false --offload_optimizer_device cpu", "use_deepspeed"),
+        ("--same_network", "multi_gpu"),
+    ],
+)
+def test_spread_weights_are_asked_for_at_the_launcher(extra: str, kind: str) -> None:
+    """The launcher starts one kind of run, and refuses two."""
+    launch = pytest.importorskip("accelerate.commands.launch")
+    plan = command.build("train_network", {"num_processes": 2, "extra_accelerate_launch_args": extra})
+    read = launch.launch_command_parser().parse_args(plan.argv[3:])
+    assert [name for name in ("use_fsdp", "use_deepspeed", "multi_gpu") if getattr(read, name)] == [kind]
+    launch._validate_launch_command(read)
+
+
+def test_every_fsdp_flag_of_the_launcher_may_be_added() -> None:
+    launch = pytest.importorskip("accelerate.commands.launch")
+    known = [action for action in launch.launch_command_parser()._actions if action.dest.startswith("fsdp_")]
+    assert len(known) > 10
+    typed = " ".join(f"--{action.dest} {action.choices[0] if action.choices else 'x'}" for action in known)
+    assert command.build("train_network", {"extra_accelerate_launch_args": typed}).argv.count("x") >= 10
+
+
 ODD = [
     "plain",
     "two words",

@@ -13,13 +13,20 @@ from kohya_gui.paths import Roots
 from kohya_gui.settings import SpeedHistory
 from sd_scripts.schema.buckets import Size
 from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.fields import complete, fields
+from sd_scripts.schema.fields import complete, fields, find_command
 from sd_scripts.schema.rules import check
 from sd_scripts.schema.steps import StepPlan, plan_steps
 
 __all__ = ["PlanView", "Problem", "plan"]
 
 _SPARE_BYTES = 500_000_000
+_METHODS = {
+    "full": "the whole model",
+    "embedding": "Textual Inversion",
+    "xti": "Textual Inversion (XTI)",
+    "controlnet": "ControlNet",
+    "lllite": "ControlNet-LLLite",
+}
 _VERSIONS = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
 
 
@@ -78,6 +85,8 @@ def plan(
     problems += refused.values()
     seen = {key: None if key in refused else value for key, value in full.items()}
     seen = confinement.absolute(seen, path_keys)
+    found = find_command(command_name)
+    seen["sdxl"] = bool(seen.get("sdxl")) or found.family == "sdxl"  # the switch, or a trainer for nothing else
     dataset = confinement.datasets(dataset_view.view(seen), roots)
     problems += dataset.problems
     problems += findings.captions(dataset, "dataset_config" if seen.get("dataset_config") else "train_data_dir")
@@ -90,7 +99,7 @@ def plan(
     written = estimate.writes(seen, length.total_steps, length.epochs, size) if length.total_steps else []
     problems += _disk(seen, written)
     expected = history.seconds(seen, length.total_steps) if history is not None and length.total_steps else None
-    lines = _lines(seen, dataset, length, version, written)
+    lines = [("Training", _training(seen, version, found.method)), *_lines(seen, dataset, length, written)]
     if expected is not None:
         runs = "the last similar job" if expected[1] == 1 else f"the last {expected[1]} similar jobs"
         lines.append(("Time", f"about {time_text(expected[0])}, as {runs} of this machine"))
@@ -153,9 +162,9 @@ def _version(values: Mapping[str, Any]) -> str:
 
 
 def _lines(
-    values: Mapping[str, Any], dataset: DatasetView, length: StepPlan, version: str, written: list[Write]
+    values: Mapping[str, Any], dataset: DatasetView, length: StepPlan, written: list[Write]
 ) -> list[tuple[str, str]]:
-    lines = [("Training", _training(values, version))]
+    lines: list[tuple[str, str]] = []
     if dataset.images:
         lonely = len(dataset.lonely)
         odd = f" ({lonely} with one picture)" if lonely else ""
@@ -182,8 +191,8 @@ def _lines(
     return lines
 
 
-def _training(values: Mapping[str, Any], version: str) -> str:
-    kind = str(values.get("LoRA_type"))
+def _training(values: Mapping[str, Any], version: str, method: str) -> str:
+    kind = str(values.get("LoRA_type")) if method == "network" else _METHODS[method]
     rank = f" rank {values['network_dim']}" if values.get("network_dim") else ""
     precision = {"no": "32 bits"}.get(str(values["mixed_precision"]), str(values["mixed_precision"]))
     where = "GPU" if machine.has_gpu() else "processor"

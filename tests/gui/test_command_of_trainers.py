@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kohya_gui import command
+from kohya_gui import checks, command
 from sd_scripts.schema.commands import COMMANDS
 from sd_scripts.schema.fields import trainer_fields
 
@@ -26,3 +26,30 @@ def test_the_switch_for_sdxl_takes_the_trainer_of_the_same_method() -> None:
     assert command.trainer("train_network", {"sdxl": True}) == "sdxl_train_network"
     assert command.trainer("train_textual_inversion", {"sdxl": True}) == "sdxl_train_textual_inversion"
     assert command.trainer("sdxl_train", {}) == "sdxl_train"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sdxl_train_network", "SDXL · LoRA rank 4"),
+        ("sdxl_train", "SDXL · the whole model"),
+        ("sdxl_train_textual_inversion", "SDXL · Textual Inversion"),
+        ("sdxl_train_control_net_lllite", "SDXL · ControlNet-LLLite rank 4"),
+    ],
+)
+def test_a_trainer_for_sdxl_needs_no_switch_for_it(name: str, said: str, tiny_sdxl_file: Path) -> None:
+    values: dict[str, object] = {"pretrained_model_name_or_path": str(tiny_sdxl_file)}
+    if "network_dim" in trainer_fields(name):
+        values |= {"network_dim": 4}
+    view = checks.plan(name, values)
+    assert dict(view.lines)["Training"].startswith(said)
+    assert [problem for problem in view.problems if problem.key == "sdxl"] == []
+
+
+def test_the_plan_names_what_a_trainer_trains(tiny_sd1: Path, tiny_sdxl_file: Path) -> None:
+    said = {name: dict(checks.plan(name, {}).lines)["Training"] for name in COMMANDS}
+    assert not [name for name, text in said.items() if "None" in text]
+    wrong = checks.plan("sdxl_train", {"pretrained_model_name_or_path": str(tiny_sd1)})
+    assert any(problem.key == "sdxl" and problem.severity == "error" for problem in wrong.problems)
+    missing = checks.plan("train_network", {"pretrained_model_name_or_path": str(tiny_sdxl_file)})
+    assert any(problem.key == "sdxl" and problem.severity == "error" for problem in missing.problems)

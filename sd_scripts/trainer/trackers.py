@@ -16,7 +16,6 @@ from sd_scripts.methods.base import ScalarNames
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.logging import LoggingOptions
 
-_OF_NETWORKS = ScalarNames()
 _INSTALL = {"tensorboard": "pip install tensorboard", "wandb": "pip install wandb"}
 
 
@@ -88,7 +87,7 @@ def step_scalars(
     rates: Mapping[str, float],
     adapted: Mapping[str, float],
     norms: Mapping[str, float] | None,
-    names: ScalarNames = _OF_NETWORKS,
+    names: ScalarNames,
 ) -> dict[str, float]:
     """One step's figures under the names that sd-scripts' users have in their dashboards."""
     scalars = {names.loss: loss, "loss/average": average}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,11 +20,15 @@ FEW_BLOCKS = "block_dims=2," + ",".join(["0"] * 23) + ",2"
 SMALL = {"network_train_unet_only": True, "network_args": [FEW_BLOCKS], "max_train_steps": 1}
 
 
-def shows(*flags: str) -> Callable[[_Test], _Test]:
-    """Says that a test fails when one of these flags has no effect; test_flags_act.py collects them."""
+def shows(*flags: str, by: Sequence[str] = ("network",)) -> Callable[[_Test], _Test]:
+    """Says that a test fails when one of these flags has no effect; test_flags_act.py collects them.
+
+    `by` are the methods (`schema/commands.py`) whose trainers the test runs.
+    """
 
     def mark(test: _Test) -> _Test:
-        test.shows = flags  # type: ignore[attr-defined]
+        before = getattr(test, "shows", ())
+        test.shows = (*before, *((method, flag) for method in by for flag in flags))  # type: ignore[attr-defined]
         return test
 
     return mark

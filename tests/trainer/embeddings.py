@@ -117,6 +117,24 @@ def check_reload(trainer: Trainer, least: float = 1e-4) -> None:
     assert abs(again.losses[0] / fresh.losses[0] - 1) > least
 
 
+def _rows(found: dict[str, Tensor]) -> set[tuple[float, ...]]:
+    """The different vectors in a file."""
+    return {tuple(row.tolist()) for value in found.values() for row in value.round(decimals=6)}
+
+
+def check_start(trainer: Trainer) -> None:
+    """The vectors start as those of the init words, and the rate says how far a step moves them."""
+    options = {"num_vectors_per_token": 2, "max_train_steps": 1, "learning_rate": 1e-12}
+    cat = tensors(trainer.trained("fresh", **{**options, "init_word": "cat"}))
+    other = tensors(trainer.trained("other start", **{**options, "init_word": "dog house"}))
+    moved = tensors(trainer.trained("other rate", **{**options, "init_word": "cat", "learning_rate": 0.5}))
+    # Which of several vectors starts from which word is compared with sd-scripts' numbers beside the methods.
+    assert len(_rows(other)) == 2 * len(_rows(cat)), "two words instead of one"
+    assert not _rows(other) & _rows(cat)
+    steps = {name: float((moved[name] - start).abs().max()) for name, start in cat.items()}
+    assert list(steps.values()) == pytest.approx([0.5] * len(steps), rel=0.1), "AdamW's first step is the rate"
+
+
 def check_samples(trainer: Trainer) -> None:
     """Pictures are made with the word as it is at that step, whatever the format it is saved in."""
     prompts = trainer.root / "prompts.txt"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from control_kit import blank_like, draw_edges, one_picture
-from effects import metadata
+from effects import metadata, shows
 from fixed_noise import fixed_draws
 from PIL import Image
 from runs import SCRIPTS, Finished, launch, train_here
@@ -24,6 +24,7 @@ GOLDEN = [1.16077, 1.08123, 1.13979, 1.20919, 1.26938, 1.20381]
 STEPS = 6
 SIZES = {"network_dim": 16, "cond_emb_dim": 8, "bucket_reso_steps": 32}
 
+METHOD = ("lllite",)
 Train = Callable[..., Finished]
 
 
@@ -53,6 +54,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@shows("network_dim", "cond_emb_dim", by=METHOD)
 def test_losses_and_file(train: Train) -> None:
     run = train()
     print(run.losses)
@@ -62,11 +64,14 @@ def test_losses_and_file(train: Train) -> None:
     assert [name for name in notes if name.startswith("ss_")] == []
     found = weights(run)
     assert len(found) == 1600
+    assert {value.shape[0] for name, value in found.items() if name.endswith(".down.0.weight")} == {16}
+    assert {value.shape[0] for name, value in found.items() if name.endswith("conditioning1.0.weight")} == {8 // 2}
     ups = [value for name, value in found.items() if name.endswith(".up.0.weight")]
     assert len(ups) == 136
     assert all(value.abs().max() > 0 for value in ups)
 
 
+@shows("conditioning_data_dir", "network_weights", "learning_rate", by=METHOD)
 def test_one_picture_is_learned_with_its_edges(
     train: Train, thumbs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +113,15 @@ def test_the_old_script_is_the_same_trainer(
     assert f"{COMMAND}: cond_emb_dim" in capsys.readouterr().err
 
 
+@shows("network_dropout", by=METHOD)
+def test_dropout_disturbs_training(train: Train) -> None:
+    options = {"max_train_steps": 2, "learning_rate": 1e-2}
+    plain, disturbed = train("plain", **options), train("disturbed", **options, network_dropout=0.5)
+    assert disturbed.losses[0] == plain.losses[0], "a new network changes nothing"
+    assert disturbed.losses[1] != plain.losses[1]
+
+
+@shows("save_model_as", "save_precision", by=METHOD)
 @pytest.mark.parametrize(
     "options",
     [
@@ -129,6 +143,7 @@ def test_ways_to_compute(train: Train, options: dict[str, Any]) -> None:
         assert {value.dtype for value in found.values()} == {torch.float16}
 
 
+@shows("sample_prompts", by=METHOD)
 def test_samples_with_and_without_a_control_picture(train: Train, edges: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     size = "--w 64 --h 64 --s 2 --d 1"

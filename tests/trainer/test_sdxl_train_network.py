@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from effects import shows
 from fixed_noise import STEPS, fall, fixed_draws
 from PIL import Image
 from runs import Finished, train_here
@@ -84,6 +85,7 @@ def test_losses_of_the_unet_alone(runs: Runs) -> None:
     assert {name.split("_")[1] for name in weights(run)} == {"unet"}
 
 
+@shows("text_encoder_lr", "network_train_unet_only")
 def test_losses_with_both_text_encoders_at_their_rates(runs: Runs) -> None:
     run = runs.everything()
     assert run.code == 0

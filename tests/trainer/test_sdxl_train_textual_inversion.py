@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from effects import shows
 from embeddings import (
     RATE,
     Trainer,
@@ -17,6 +18,7 @@ from embeddings import (
     check_reload,
     check_resume,
     check_samples,
+    check_start,
     check_templates,
     notes,
     sentence,
@@ -29,6 +31,7 @@ from sd_scripts.schema.embedding import EmbeddingOptions
 from sd_scripts.schema.model import ModelOptions
 from sd_scripts.schema.optimizer import OptimizerOptions
 
+METHOD = ("embedding",)
 GOLDEN = [1.168272, 1.080745, 1.119839, 1.217161]
 
 
@@ -37,6 +40,7 @@ def trainer(tiny_sdxl: Path, thumbs: Path, tmp_path_factory: pytest.TempPathFact
     return Trainer("sdxl_train_textual_inversion", tiny_sdxl, tmp_path_factory.mktemp("xl"), thumbs)
 
 
+@shows("num_vectors_per_token", by=METHOD)
 def test_losses_and_file(trainer: Trainer) -> None:
     run = trainer.base()
     assert run.losses == pytest.approx(GOLDEN, rel=1e-3)
@@ -61,22 +65,32 @@ def test_resumed_equals_uninterrupted(trainer: Trainer) -> None:
     check_resume(trainer)
 
 
+@shows("weights", by=METHOD)
 def test_training_goes_on_from_a_file(trainer: Trainer) -> None:
     check_reload(trainer, 1e-5)
 
 
+@shows("init_word", "learning_rate", by=METHOD)
+def test_the_start_and_the_rate(trainer: Trainer) -> None:
+    check_start(trainer)
+
+
+@shows("sample_prompts", by=METHOD)
 def test_samples(trainer: Trainer) -> None:
     check_samples(trainer)
 
 
+@shows("use_object_template", "use_style_template", by=METHOD)
 def test_templates(trainer: Trainer) -> None:
     check_templates(trainer)
 
 
+@shows("save_precision", by=METHOD)
 def test_precision(trainer: Trainer) -> None:
     check_precision(trainer, 0.02)
 
 
+@shows("save_model_as", "output_name", "token_string", by=METHOD)
 def test_name_and_format_by_default(trainer: Trainer) -> None:
     check_default_name(trainer, {"clip_l", "clip_g"})
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from control_kit import blank_like, draw_edges, one_picture
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from effects import shows
 from fixed_noise import fixed_draws
 from PIL import Image
 from runs import Finished, launch, train_here
@@ -26,6 +27,7 @@ GOLDEN = {
 }
 STEPS = 6
 
+METHOD = ("controlnet",)
 Train = Callable[..., Finished]
 
 
@@ -70,6 +72,7 @@ def test_losses_and_file(train: Train, request: pytest.FixtureRequest, version: 
     assert all(found[name].abs().max() > 0 for name in zeroed)
 
 
+@shows("conditioning_data_dir", "controlnet_model_name_or_path", "learning_rate", by=METHOD)
 def test_one_picture_is_learned_with_its_edges(
     train: Train, thumbs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +130,7 @@ def test_the_file_works_in_a_diffusers_pipeline(train: Train, tiny_sd1: Path, ed
     assert np.abs(picture(1.0) - picture(0.0)).max() > 1e-4
 
 
+@shows("save_model_as", by=METHOD)
 @pytest.mark.parametrize("form", ["ckpt", "pt"])
 def test_every_form_holds_the_same_and_trains_on(train: Train, form: str) -> None:
     run = train(save_model_as=form, max_train_steps=2)
@@ -140,6 +144,7 @@ def test_every_form_holds_the_same_and_trains_on(train: Train, form: str) -> Non
     assert all(torch.allclose(value, kept[name], atol=1e-9) for name, value in found.items())
 
 
+@shows("save_precision", by=METHOD)
 @pytest.mark.parametrize(
     "options",
     [
@@ -162,6 +167,7 @@ def test_ways_to_compute(train: Train, options: dict[str, Any]) -> None:
         assert {value.dtype for value in weights(run).values()} == {torch.float16}
 
 
+@shows("sample_prompts", by=METHOD)
 def test_samples_with_and_without_a_control_picture(train: Train, edges: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     size = "--w 64 --h 64 --s 2 --d 1"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from effects import shows
 from embeddings import (
     RATE,
     Trainer,
@@ -18,6 +19,7 @@ from embeddings import (
     check_reload,
     check_resume,
     check_samples,
+    check_start,
     check_templates,
     notes,
     sentence,
@@ -31,6 +33,7 @@ from sd_scripts.schema.model import ModelOptions
 from sd_scripts.schema.optimizer import OptimizerOptions
 
 COMMAND = "train_textual_inversion"
+METHOD = ("embedding",)
 GOLDEN = [1.303216, 1.096928, 1.24271, 1.323449]
 
 
@@ -39,6 +42,7 @@ def trainer(tiny_sd1: Path, thumbs: Path, tmp_path_factory: pytest.TempPathFacto
     return Trainer(COMMAND, tiny_sd1, tmp_path_factory.mktemp("ti"), thumbs)
 
 
+@shows("num_vectors_per_token", by=METHOD)
 def test_losses_and_file(trainer: Trainer) -> None:
     run = trainer.base()
     assert run.losses == pytest.approx(GOLDEN, rel=1e-3)
@@ -60,22 +64,32 @@ def test_resumed_equals_uninterrupted(trainer: Trainer) -> None:
     check_resume(trainer)
 
 
+@shows("weights", by=METHOD)
 def test_training_goes_on_from_a_file(trainer: Trainer) -> None:
     check_reload(trainer, 1e-5)
 
 
+@shows("init_word", "learning_rate", by=METHOD)
+def test_the_start_and_the_rate(trainer: Trainer) -> None:
+    check_start(trainer)
+
+
+@shows("sample_prompts", by=METHOD)
 def test_samples(trainer: Trainer) -> None:
     check_samples(trainer)
 
 
+@shows("use_object_template", "use_style_template", by=METHOD)
 def test_templates(trainer: Trainer) -> None:
     check_templates(trainer)
 
 
+@shows("save_precision", by=METHOD)
 def test_precision(trainer: Trainer) -> None:
     check_precision(trainer, 0.02)
 
 
+@shows("save_model_as", "output_name", "token_string", by=METHOD)
 def test_name_and_format_by_default(trainer: Trainer) -> None:
     check_default_name(trainer, {"emb_params"})
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from effects import shows
 from embeddings import (
     Trainer,
     check_default_name,
@@ -14,6 +15,7 @@ from embeddings import (
     check_reload,
     check_resume,
     check_samples,
+    check_start,
     check_templates,
     notes,
     sentence,
@@ -22,6 +24,7 @@ from embeddings import (
 
 from sd_scripts.networks.embedding_file import LAYERS
 
+METHOD = ("xti",)
 GOLDEN = [1.303216, 1.09495, 1.238464, 1.336847]
 
 
@@ -35,6 +38,7 @@ def plain(tiny_sd1: Path, thumbs: Path, tmp_path_factory: pytest.TempPathFactory
     return Trainer("train_textual_inversion", tiny_sd1, tmp_path_factory.mktemp("ti"), thumbs)
 
 
+@shows("num_vectors_per_token", by=METHOD)
 def test_losses_and_file(trainer: Trainer, plain: Trainer) -> None:
     run = trainer.base()
     assert run.losses == pytest.approx(GOLDEN, rel=1e-3)
@@ -55,22 +59,32 @@ def test_resumed_equals_uninterrupted(trainer: Trainer) -> None:
     check_resume(trainer)
 
 
+@shows("weights", by=METHOD)
 def test_training_goes_on_from_a_file(trainer: Trainer) -> None:
     check_reload(trainer)
 
 
+@shows("init_word", "learning_rate", by=METHOD)
+def test_the_start_and_the_rate(trainer: Trainer) -> None:
+    check_start(trainer)
+
+
+@shows("sample_prompts", by=METHOD)
 def test_samples(trainer: Trainer) -> None:
     check_samples(trainer)
 
 
+@shows("use_object_template", "use_style_template", by=METHOD)
 def test_templates(trainer: Trainer) -> None:
     check_templates(trainer)
 
 
+@shows("save_precision", by=METHOD)
 def test_precision(trainer: Trainer) -> None:
     check_precision(trainer, 0.02)
 
 
+@shows("save_model_as", "output_name", "token_string", by=METHOD)
 def test_name_and_format_by_default(trainer: Trainer) -> None:
     check_default_name(trainer, set(LAYERS))
 

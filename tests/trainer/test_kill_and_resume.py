@@ -47,7 +47,10 @@ RANDOM: dict[str, Any] = {
 }
 # 8 batches an epoch in groups of 2: 4 steps an epoch, so the state at 3 stands inside one.
 SAVING = {"save_every_n_steps": 3, "save_state": True}
-DROPOUT = {"network_dropout": 0.1, "network_args": ["rank_dropout=0.2", "module_dropout=0.1", FEW_BLOCKS]}
+NETWORK = {"network_dropout": 0.1, "network_args": ["rank_dropout=0.2", "module_dropout=0.1", FEW_BLOCKS]}
+# Of the 23 blocks of SDXL two with a few attention layers each.
+XL_BLOCKS = "block_dims=" + ",".join("2" if block in (5, 18) else "0" for block in range(23))
+XL_NETWORK = {**NETWORK, "network_args": ["rank_dropout=0.2", "module_dropout=0.1", XL_BLOCKS]}
 ADAFACTOR = {
     "optimizer_type": "AdaFactor",
     "optimizer_args": ["relative_step=False", "scale_parameter=False", "warmup_init=False"],
@@ -57,13 +60,13 @@ NEVER_DROPPED = {"caption_tag_dropout_rate": None, "caption_dropout_rate": None}
 # Each trainer as it is, and then what has a state of its own.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{command: (command, NEVER_DROPPED if "inversion" in command else {}) for command in TRAINERS},
-    "train_network": ("train_network", DROPOUT),
-    "sdxl_train_network": ("sdxl_train_network", DROPOUT),
+    "train_network": ("train_network", NETWORK),
+    "sdxl_train_network": ("sdxl_train_network", XL_NETWORK),
     "sdxl_train_network, captions kept": (
         "sdxl_train_network",
         {
             **{key: None for key in RANDOM if "caption" in key or "token" in key},
-            **DROPOUT,
+            **XL_NETWORK,
             "network_train_unet_only": True,
             "cache_text_encoder_outputs_to_disk": True,
         },

@@ -87,8 +87,12 @@ def plan(
     seen = confinement.absolute(seen, path_keys)
     found = find_command(command_name)
     seen["sdxl"] = bool(seen.get("sdxl")) or found.family == "sdxl"  # the switch, or a trainer for nothing else
-    dataset = confinement.datasets(dataset_view.view(seen), roots)
-    problems += dataset.problems
+    wrong = findings.dataset_file(seen, command.trainer(command_name, usable))
+    problems += wrong
+    # of a file that cannot be used nothing is counted
+    counted = {**seen, "dataset_config": None, "train_data_dir": None, "reg_data_dir": None} if wrong else seen
+    dataset = confinement.datasets(dataset_view.view(counted), roots)
+    problems += [] if wrong else dataset.problems
     problems += findings.captions(dataset, "dataset_config" if seen.get("dataset_config") else "train_data_dir")
     for find in (findings.base_model, findings.other_files, findings.output, findings.samples, findings.packages):
         problems += find(seen)

@@ -328,7 +328,7 @@ def _ignored(root: str, key: str, found: list[ClassFolder]) -> list[Problem]:
 
 
 def _parts_of_file(path: Path, values: Mapping[str, Any], extension: str, problems: list[Problem]) -> Iterable[_Part]:
-    """The parts of a dataset description. Wrong keys are the trainer's to name; here only folders and sizes count."""
+    """The parts of a dataset description. Its mistakes are named by `findings`; here folders and sizes count."""
     key = "dataset_config"
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -11,6 +11,9 @@ from typing import Any
 from kohya_gui import machine
 from kohya_gui.dataset_view import DatasetView, FolderView, Problem
 from kohya_gui.paths import Roots, nearest_name
+from sd_scripts.schema.commands import COMMANDS
+from sd_scripts.schema.dataset_file import Rules, read_dataset_config
+from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.headers import ModelFacts, identify
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -73,6 +76,19 @@ def outside(values: Mapping[str, Any], keys: tuple[str, ...], roots: Roots | Non
             hint = f"Choose one inside {', '.join(str(root) for root in roots.folders)}."
             found[key] = Problem("error", key, f"{value} lies outside the folders open to the page.", hint)
     return found
+
+
+def dataset_file(values: Mapping[str, Any], command: str) -> list[Problem]:
+    """What is wrong in the description of data sets: file, table and key, as the trainer would say it."""
+    text = values.get("dataset_config")
+    if not text:
+        return []
+    masks = bool(values.get("masked_loss")) and COMMANDS[command].method not in ("controlnet", "lllite")
+    try:
+        read_dataset_config(Path(str(text)), Rules.of(command, masks))
+    except UserError as error:
+        return [Problem("error", "dataset_config", error.message, error.hint)]
+    return []
 
 
 _MODEL_KEYS = ("pretrained_model_name_or_path", "vae")

@@ -1,10 +1,11 @@
 """From options to a description of all data sets: the blueprint, made once and never changed.
 
 Either class folders (`train_data_dir`, `reg_data_dir`), a metadata file (`in_json`), or a description file
-(`dataset_config`, see config_file.py) say where the pictures are.
+(`dataset_config`, see schema/dataset_file.py) say where the pictures are.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,13 @@ from sd_scripts.data.config_checks import (
     located,
     without_useless,
 )
-from sd_scripts.data.config_file import DatasetTables, Rules, read_dataset_config
-from sd_scripts.data.spec import (
-    ALL_KINDS,
-    Blueprint,
-    DatasetSpec,
-    Kind,
-    PluginSpec,
-    SubsetSpec,
-    supported_kinds,
-    supports_caption_dropout,
-)
+from sd_scripts.data.spec import Blueprint, DatasetSpec, PluginSpec, SubsetSpec
 from sd_scripts.data.text_cache import check_text_cacheable
 from sd_scripts.schema.buckets import Bucketing
 from sd_scripts.schema.captions import CaptionRules
 from sd_scripts.schema.dataset import CaptionOptions, DatasetOptions
+from sd_scripts.schema.dataset_file import DatasetTables, Rules, read_dataset_config
+from sd_scripts.schema.dataset_kinds import Kind
 from sd_scripts.schema.errors import DataError, UserError
 from sd_scripts.schema.folders import ClassFolder, ignored_entries, normalise_extension, scan_class_folders
 from sd_scripts.schema.validation import ValidationOptions
@@ -69,12 +62,8 @@ def build_blueprint(
     """
     if dataset.dataset_class:
         return _plugin(dataset, allow_plugins)
-    kinds = ALL_KINDS if command is None else supported_kinds(command, masks=not control_images)
-    rules = Rules(
-        ("controlnet",) if requires_control else kinds,
-        command is None or supports_caption_dropout(command),
-        masks=not control_images,
-    )
+    rules = Rules() if command is None else Rules.of(command, masks=not control_images)
+    rules = replace(rules, kinds=("controlnet",) if requires_control else rules.kinds, masks=not control_images)
     fallback = _option_values(dataset, captions, validation)
     warnings: list[str] = []
     if dataset.dataset_config:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sd_scripts.data.config_file import KEYS, DatasetTables
 from sd_scripts.data.spec import DatasetSpec, SubsetSpec
 from sd_scripts.schema.buckets import Bucketing
+from sd_scripts.schema.dataset_file import KEYS, DatasetTables
 from sd_scripts.schema.errors import DataError, UserError
 from sd_scripts.schema.folders import IMAGE_EXTENSIONS
 

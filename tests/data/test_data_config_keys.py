@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from sd_scripts.data.config import build_blueprint
-from sd_scripts.data.config_file import KEYS
-from sd_scripts.data.spec import ALL_KINDS, Blueprint, Kind
+from sd_scripts.data.image import INTERPOLATIONS
+from sd_scripts.data.spec import Blueprint
 from sd_scripts.schema.dataset import CaptionOptions, DatasetOptions
+from sd_scripts.schema.dataset_file import KEYS
+from sd_scripts.schema.dataset_kinds import ALL_KINDS, Kind
 from sd_scripts.schema.errors import DataError, UserError
 from sd_scripts.schema.validation import ValidationOptions
 
@@ -253,3 +255,7 @@ def test_required_keys_are_missed_by_name(place: Place) -> None:
                 build_blueprint(*options, command=COMMAND_OF[kind], control_images=True)
             assert str(caught.value).startswith("data.json, datasets[1]")
             assert name in str(caught.value)
+
+
+def test_the_ways_to_resize_are_those_of_the_pictures() -> None:
+    assert KEYS["resize_interpolation"].choices == tuple(INTERPOLATIONS)

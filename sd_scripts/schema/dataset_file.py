@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sd_scripts.data.image import INTERPOLATIONS
-from sd_scripts.data.spec import ALL_KINDS, Kind
+from sd_scripts.schema.dataset_kinds import ALL_KINDS, Kind, supported_kinds, supports_caption_dropout
 from sd_scripts.schema.errors import DataError, UserError
 from sd_scripts.schema.suggest import nearest
 from sd_scripts.schema.values import parse_resolution
@@ -23,6 +22,7 @@ ABOVE: tuple[Level, ...] = ("general", "dataset")
 FILES: tuple[Kind, ...] = ("dreambooth", "controlnet")
 CLASSES: tuple[Kind, ...] = ("dreambooth",)
 
+INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area")
 KIND_NAMES: dict[Kind, str] = {
     "dreambooth": "folders of pictures with caption files",
     "finetune": "metadata_file",
@@ -63,7 +63,7 @@ KEYS: dict[str, Key] = {
     "resolution": Key("resolution", ABOVE),
     "validation_seed": Key("int", ABOVE),
     "validation_split": Key("float", ABOVE, least=0, most=1),
-    "resize_interpolation": Key("str", choices=tuple(INTERPOLATIONS)),
+    "resize_interpolation": Key("str", choices=INTERPOLATIONS),
     "alpha_mask": Key("bool", kinds=("dreambooth", "finetune")),
     "cache_info": Key("bool", kinds=FILES),
     "caption_dropout_every_n_epochs": Key("int", least=0),
@@ -119,6 +119,11 @@ class Rules:
     kinds: tuple[Kind, ...] = ALL_KINDS
     dropout: bool = True
     masks: bool = False
+
+    @classmethod
+    def of(cls, command: str, masks: bool) -> "Rules":
+        """The rules of a trainer; `masks`: its loss heeds masks."""
+        return cls(supported_kinds(command, masks), supports_caption_dropout(command), masks)
 
     def knows(self, name: str, kind: Kind) -> bool:
         """Whether a key goes with a kind of data set."""

@@ -66,7 +66,8 @@ def deepspeed_plugin(
     plugin.gradient_accumulation_steps = training.gradient_accumulation_steps
     settings["gradient_accumulation_steps"] = training.gradient_accumulation_steps
     settings["train_micro_batch_size_per_gpu"] = batch_size
-    settings["train_batch_size"] = "auto"
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    settings["train_batch_size"] = batch_size * training.gradient_accumulation_steps * processes
     plugin.gradient_clipping = max_grad_norm
     settings["gradient_clipping"] = max_grad_norm
     if mixed_precision == "fp16":

@@ -25,10 +25,11 @@ from sd_scripts.trainer.spread import callable_weights, in_step
 
 @dataclass(frozen=True)
 class _Made:
-    """The picture of prompt `number`, or why there is none."""
+    """The picture of prompt `number`, or why there is none, and which process made it."""
 
     number: int
     image: Image | None
+    process: int
     problem: str = ""
 
 
@@ -140,12 +141,14 @@ class SampleMaker:
             )
 
     def _one(self, number: int, prompt: SamplePrompt) -> _Made:
+        process = self.accelerator.process_index
         try:
-            return _Made(number, self._picture(prompt))
+            return _Made(number, self._picture(prompt), process)
         except TerminatedError:
             raise
         except Exception as error:  # noqa: BLE001 (hours of training are worth more than a picture)
-            return _Made(number, None, str(error) if isinstance(error, UserError) else _named(error))
+            problem = str(error) if isinstance(error, UserError) else _named(error)
+            return _Made(number, None, process, problem)
 
     def _write(self, made: _Made, prompt: SamplePrompt, step: int, epoch: int | None) -> int:
         image, problem = made.image, made.problem
@@ -166,6 +169,7 @@ class SampleMaker:
             index=prompt.index,
             prompt=prompt.prompt,
             seed=int(image.info["seed"]),
+            process=made.process,
         )
         return 1
 

@@ -33,7 +33,7 @@ def three(thumbs: Path, tmp_path: Path) -> Path:
 
 def test_two_processes_train_save_sample_and_resume(tiny_sd1: Path, three: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a cat --w 64 --h 64 --s 2 --d 1\n")
+    prompts.write_text("".join(f"a {thing} --w 64 --h 64 --s 2 --d 1\n" for thing in ("cat", "dog", "boat")))
     options: dict[str, Any] = {
         **SMALL,
         "network_train_unet_only": None,
@@ -52,7 +52,9 @@ def test_two_processes_train_save_sample_and_resume(tiny_sd1: Path, three: Path,
     start = whole.of("start")[0]
     assert (start["processes"], start["steps_per_epoch"], start["total_epochs"]) == (2, 2, 3)
     assert [event["step"] for event in whole.of("step")] == [1, 2, 3, 4, 5], "only the first process tells"
-    assert len(whole.of("sample")) == len(list((tmp_path / "whole" / "sample").iterdir())) == 1
+    made = [(event["prompt"], event["process"]) for event in whole.of("sample")]
+    assert made == [("a cat", 0), ("a boat", 0), ("a dog", 1)], "each process makes its share"
+    assert {Path(event["path"]) for event in whole.of("sample")} == set((tmp_path / "whole" / "sample").iterdir())
     assert sorted(path.name for path in (tmp_path / "whole").glob("*.safetensors")) == [
         "small-step00000003.safetensors",
         "small.safetensors",

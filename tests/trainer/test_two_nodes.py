@@ -18,6 +18,7 @@ from effects import SMALL
 from runs import SCRIPTS, Finished, arguments, events_of, launch_environment, train_here
 
 pytestmark = pytest.mark.slow
+THINGS = ("cat", "dog")
 PATIENCE = 300  # seconds; the machines that run these tests are busy with others
 
 
@@ -68,7 +69,7 @@ def homes(tmp_path: Path, thumbs: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("train_network", {**SMALL, "save_state": True, "max_train_steps": 3}),
+        ("train_network", {**SMALL, "save_state": True, "max_train_steps": 3, "sample_every_n_steps": 3}),
         (
             "sdxl_train_network",
             {"bucket_reso_steps": 32, "network_train_unet_only": True, "cache_text_encoder_outputs_to_disk": True},
@@ -80,6 +81,9 @@ def test_two_machines_without_a_common_disk_lose_as_one(
 ) -> None:
     model = tiny_sdxl if command.startswith("sdxl") else tiny_sd1
     options = {"max_train_steps": 2, **options, "cache_latents_to_disk": True}
+    if "sample_every_n_steps" in options:
+        options["sample_prompts"] = tmp_path / "prompts.txt"
+        options["sample_prompts"].write_text("".join(f"a {thing} --w 64 --h 64 --s 2 --d 1\n" for thing in THINGS))
     port, nodes = free_port(), []
     try:
         for rank, home in enumerate(homes):
@@ -100,13 +104,17 @@ def test_two_machines_without_a_common_disk_lose_as_one(
     assert together.of("start")[0]["processes"] == 2
     streams = {"random_states_1.pkl"} if options.get("save_state") else set()
     assert names_in(homes[0] / "out") == names_in(alone.out) | streams
+    made = {event["process"]: Path(event["path"]) for event in together.of("sample")}
+    if "sample_prompts" in options:
+        assert set(made) == {0, 1} and all(path.is_relative_to(homes[0]) and path.is_file() for path in made.values())
     assert names_in(homes[1] / "out") == set(), "the second machine writes no results"
     caches = [{path.name for path in (home / "pictures").rglob("*.npz")} for home in homes]
     assert caches[0] == caches[1] == {path.name for path in pictures.rglob("*.npz")} != set()
 
 
 def names_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.rglob("*")}
+    """Names of all files and folders, but for pictures, which are named by the time."""
+    return {path.name for path in folder.rglob("*") if path.suffix != ".png"}
 
 
 @pytest.mark.parametrize("victim", [0, 1])

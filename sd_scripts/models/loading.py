@@ -44,10 +44,10 @@ _NAMES = {
 _SD, _SDXL = ("sd1", "sd2"), ("sdxl",)
 _WANTED = {_SD: "a Stable Diffusion 1.x or 2.x model", _SDXL: "a Stable Diffusion XL base model"}
 _WAYS_OUT = {
-    _SD: "Train it with sdxl_train_network.py, sdxl_train.py or sdxl_train_textual_inversion.py, or choose a 1.x or "
-    "2.x model.",
-    _SDXL: "Train it with train_network.py, train_db.py, fine_tune.py or train_textual_inversion.py, or choose an XL "
-    "base model.",
+    _SD: "Train it with sdxl_train_network.py, sdxl_train.py, sdxl_train_textual_inversion.py or "
+    "sdxl_train_control_net_lllite.py, or choose a 1.x or 2.x model.",
+    _SDXL: "Train it with train_network.py, train_db.py, fine_tune.py, train_textual_inversion.py or "
+    "train_controlnet.py, or choose an XL base model.",
 }
 
 

@@ -18,6 +18,7 @@ from sd_scripts.methods.base import Method
 from sd_scripts.schema.commands import TrainConfig
 from sd_scripts.schema.errors import UserError
 from sd_scripts.trainer.accelerating import guess_device
+from sd_scripts.trainer.endings import TerminatedError
 from sd_scripts.trainer.fake_run import FakeRun, fake_run
 from sd_scripts.training.naming import Saves
 from sd_scripts.training.plan import RunPlan
@@ -53,6 +54,8 @@ def plan_memory(
             run = fake_run(config, family, method, group, plan, device)
         except UserError as error:
             return _unknown(config, method, plan, str(error))
+        except TerminatedError:
+            raise
         except Exception as error:  # noqa: BLE001 (whatever cannot be done without numbers: said, not hidden)
             reason = str(error).strip().splitlines()
             text = f"The memory could not be predicted: {type(error).__name__}: {reason[0] if reason else ''}".strip()

@@ -142,7 +142,8 @@ def cache_text(
         # Another machine may have written its share where this one cannot see it.
         index, count = on_machine
         share = [task for number, task in enumerate(tasks) if number % count == index]
-        lacking = [task for task in share if task.shapes is None and not os.path.isfile(task.path)]
+        ready = _ready(share, source, encode, trust=group.blueprint.skip_cache_check)
+        lacking = [task for task, is_ready in zip(share, ready) if not is_ready]
         encoded += fill(lacking, len(share) - len(lacking), len(share))
         if wait is not None:
             wait()

@@ -256,6 +256,20 @@ def test_same_stem_two_pictures(tmp_path: Path, folder: Folder) -> None:
     assert not torch.equal(latents["im00.png"], latents["im00.jpg"])
 
 
+def test_what_another_machine_wrote_out_of_sight_is_made_here(tmp_path: Path, pictures: Path) -> None:
+    encoder, group, waited = Encoder(), group_of(tmp_path), []
+    group.cache_latents(
+        encoder,
+        to_disk=True,
+        process_index=1,
+        num_processes=2,
+        wait=lambda: waited.append(encoder.pictures),
+        on_machine=(0, 1),
+    )
+    assert encoder.pictures == 5 and waited == [2, 5]
+    assert len(latents_of(group)) == 5
+
+
 def test_processes_share_the_work(tmp_path: Path, pictures: Path) -> None:
     encoders = [Encoder(), Encoder()]
     groups = [group_of(tmp_path), group_of(tmp_path)]

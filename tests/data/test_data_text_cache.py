@@ -219,6 +219,24 @@ def test_two_processes_share_the_work(tmp_path: Path, pictures: Path) -> None:
         check_batches(group, Encoder())
 
 
+def test_what_another_machine_wrote_out_of_sight_is_made_here(tmp_path: Path, pictures: Path) -> None:
+    """Also where an older file lies here: nobody on this machine had looked at it."""
+    old = group_of(tmp_path)
+    old.cache_text_outputs(Encoder(), to_disk=True, encoder_id="another model")
+    group, encoder, waited = group_of(tmp_path), Encoder(), []
+    group.cache_text_outputs(
+        encoder,
+        to_disk=True,
+        process_index=1,
+        num_processes=2,
+        wait=lambda: waited.append(len(encoder.seen)),
+        on_machine=(0, 1),
+        encoder_id="this model",
+    )
+    assert sorted(encoder.seen) == ["a cat", "a dog", "sks"] and waited == [2, 3]
+    check_batches(group, Encoder())
+
+
 def test_a_process_that_stopped_is_noticed(tmp_path: Path, pictures: Path) -> None:
     with pytest.raises(DataError, match="another process"):
         group_of(tmp_path).cache_text_outputs(Encoder(), to_disk=True, process_index=0, num_processes=2)

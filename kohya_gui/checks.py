@@ -87,13 +87,7 @@ def plan(
     seen = confinement.absolute(seen, path_keys)
     found = find_command(command_name)
     seen["sdxl"] = bool(seen.get("sdxl")) or found.family == "sdxl"  # the switch, or a trainer for nothing else
-    wrong = findings.dataset_file(seen, command.trainer(command_name, usable))
-    problems += wrong
-    # of a file that cannot be used nothing is counted
-    counted = {**seen, "dataset_config": None, "train_data_dir": None, "reg_data_dir": None} if wrong else seen
-    dataset = confinement.datasets(dataset_view.view(counted), roots)
-    problems += [] if wrong else dataset.problems
-    problems += findings.captions(dataset, "dataset_config" if seen.get("dataset_config") else "train_data_dir")
+    dataset = _dataset(seen, command.trainer(command_name, usable), roots, problems)
     for find in (findings.base_model, findings.other_files, findings.output, findings.samples, findings.packages):
         problems += find(seen)
     problems += findings.devices(seen)
@@ -139,6 +133,18 @@ def _build(
             usable.pop(error.key)
             continue
         return built, command.typed(name, usable), problems
+
+
+def _dataset(values: Mapping[str, Any], trainer: str, roots: Roots | None, problems: list[Problem]) -> DatasetView:
+    """The pictures; what is wrong with them or with their description is added to the problems."""
+    wrong = findings.dataset_file(values, trainer)
+    problems += wrong
+    # of a file that cannot be used nothing is counted
+    nothing = dict.fromkeys(("dataset_config", "train_data_dir", "reg_data_dir"))
+    dataset = confinement.datasets(dataset_view.view({**values, **nothing} if wrong else values), roots)
+    problems += [] if wrong else dataset.problems
+    problems += findings.captions(dataset, "dataset_config" if values.get("dataset_config") else "train_data_dir")
+    return dataset
 
 
 def _length(values: Mapping[str, Any], dataset: DatasetView) -> StepPlan:

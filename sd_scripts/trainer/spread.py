@@ -89,9 +89,8 @@ def check_spread(
         return
     name = "FSDP" if is_fsdp(accelerator) else "DeepSpeed"
     if method.adapter == "textual_inversion":
-        raise UserError(
-            f"{name} is not for a few words' embeddings: they fit into every process.", None, "Leave it out."
-        )
+        message = f"{name} is not for the embeddings of a few words: every process has room for them."
+        raise UserError(message, None, "Leave it out.")
     if created.rules in _NEEDS_WHOLE:
         raise UserError(
             f"{created.name} looks at whole weights, which {name} spreads.",

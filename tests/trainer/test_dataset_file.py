@@ -12,7 +12,7 @@ from runs import Finished, train_here
 @pytest.fixture
 def described(thumbs: Path, tmp_path: Path) -> Path:
     """Folders, a metadata file, and masked pictures, in one file."""
-    photos = thumbs / "2_photo"
+    photos = Path(shutil.copytree(thumbs / "2_photo", tmp_path / "2_photo"))  # caches are written beside them
     pictures = sorted(photos.glob("*.png"))
     meta = tmp_path / "meta.json"
     meta.write_text(json.dumps({path.stem: {"caption": "a photo", "tags": "small"} for path in pictures[:2]}))

@@ -15,7 +15,7 @@ from control_kit import blank_like, draw_edges, one_picture
 from effects import metadata, shows
 from fixed_noise import fixed_draws
 from PIL import Image
-from runs import SCRIPTS, Finished, launch, train_here
+from runs import SCRIPTS, Finished, train_here
 from safetensors.torch import load_file
 
 COMMAND = "sdxl_train_control_net_lllite"
@@ -183,13 +183,3 @@ def test_sizes_that_contradict_the_file_are_refused(train: Train) -> None:
     assert run.error["key"] == "network_dim"
     missing = train("third", network_weights=first.out / "none.safetensors")
     assert (missing.code, missing.error["key"]) == (2, "network_weights")
-
-
-@pytest.mark.slow
-def test_two_processes_share_a_batch(tiny_sdxl: Path, thumbs: Path, edges: Path, tmp_path: Path) -> None:
-    options = {"conditioning_data_dir": edges, "max_train_steps": 3, "command": COMMAND, **SIZES}
-    photos = thumbs / "2_photo"
-    alone = launch(tiny_sdxl, photos, tmp_path / "one", **options, gradient_accumulation_steps=2)
-    shared = launch(tiny_sdxl, photos, tmp_path / "two", **options, processes=2)
-    assert (alone.code, shared.code) == (0, 0), shared.console[-3000:]
-    assert shared.losses == pytest.approx(alone.losses, rel=1e-4)

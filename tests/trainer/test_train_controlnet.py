@@ -15,7 +15,7 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from effects import shows
 from fixed_noise import fixed_draws
 from PIL import Image
-from runs import Finished, launch, train_here
+from runs import Finished, train_here
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -240,12 +240,3 @@ def test_a_model_that_is_no_controlnet_is_refused(train: Train, tiny_sd1_file: P
     run = train(controlnet_model_name_or_path=tiny_sd1_file)
     assert run.code == 2
     assert run.error["key"] == "controlnet_model_name_or_path"
-
-
-@pytest.mark.slow
-def test_two_processes_share_a_batch(tiny_sd1: Path, thumbs: Path, edges: Path, tmp_path: Path) -> None:
-    options = {"conditioning_data_dir": edges, "max_train_steps": 3, "command": COMMAND}
-    alone = launch(tiny_sd1, thumbs / "2_photo", tmp_path / "one", **options, gradient_accumulation_steps=2)
-    shared = launch(tiny_sd1, thumbs / "2_photo", tmp_path / "two", **options, processes=2)
-    assert (alone.code, shared.code) == (0, 0), shared.console[-3000:]
-    assert shared.losses == pytest.approx(alone.losses, rel=1e-4)

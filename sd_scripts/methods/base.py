@@ -193,6 +193,13 @@ class Method(ABC):
         return {}
 
 
+def freeze(model: Model) -> None:
+    """No gradients for any part of the model, and no dropout in it."""
+    for part in (model.unet, *model.text_encoders, model.vae):
+        part.requires_grad_(False)
+        part.eval()
+
+
 def count_parameters(groups: Sequence[ParameterGroup]) -> int:
     """Number of trained values over all groups."""
     return sum(parameter.numel() for group in groups for parameter in group.params)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sd_scripts.families.base import Conditioning, Family, Guide, Model
-from sd_scripts.methods.base import Method, ScalarNames
+from sd_scripts.methods.base import Method, ScalarNames, freeze
 from sd_scripts.methods.control_picture import read_control_picture, repeat_to
 from sd_scripts.models.attention import use_attention
 from sd_scripts.models.controlnet import control_to_original, load_controlnet, make_controlnet
@@ -87,9 +87,7 @@ class ControlNetMethod(Method):
             UserError: controlnet_model_name_or_path names no ControlNet for this model.
         """
         unet: Any = model.unet
-        for part in (model.unet, *model.text_encoders, model.vae):
-            part.requires_grad_(False)
-            part.eval()
+        freeze(model)
         source = self.options.controlnet_model_name_or_path
         if source:
             net = load_controlnet(source, unet, network_dtype)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_scripts.families.base import Family, Model
-from sd_scripts.methods.base import Method, Replacement, ScalarNames
+from sd_scripts.methods.base import Method, Replacement, ScalarNames, freeze
 from sd_scripts.methods.templates import OBJECT, STYLE, filled
 from sd_scripts.models.build import text_core
 from sd_scripts.networks.base import ParameterGroup
@@ -174,9 +174,7 @@ class EmbeddingMethod(Method):
         Raises:
             UserError: a word is a token already, or the file of `weights` does not fit.
         """
-        for part in (model.unet, *model.text_encoders, model.vae):
-            part.requires_grad_(False)
-            part.eval()
+        freeze(model)
         if gradient_checkpointing:
             # Both libraries recompute without re-entering autograd, so the embeddings may stay frozen.
             model.unet.train()

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from sd_scripts.families.base import Family, Model
 from sd_scripts.methods.base import Method, ScalarNames
-from sd_scripts.methods.block_rates import block_groups, parse_block_rates
+from sd_scripts.methods.block_rates import block_groups
 from sd_scripts.networks.base import ParameterGroup
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.full import FullOptions
 from sd_scripts.schema.optimizer import OptimizerOptions
 from sd_scripts.schema.saving import SavingOptions
+from sd_scripts.schema.values import parse_block_rates
 from sd_scripts.training.optimizers import CreatedOptimizer
 from sd_scripts.training.rounding import use_stochastic_rounding
 

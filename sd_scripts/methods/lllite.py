@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sd_scripts.families.base import Conditioning, Family, Guide, Model
-from sd_scripts.methods.base import Method, ScalarNames
+from sd_scripts.methods.base import Method, ScalarNames, freeze
 from sd_scripts.methods.control_picture import read_control_picture
 from sd_scripts.networks.base import ParameterGroup
 from sd_scripts.networks.lllite import LLLiteNetwork, read_lllite
@@ -92,9 +92,7 @@ class LLLiteMethod(Method):
         Raises:
             UserError: network_weights does not fit, or the model is no SDXL.
         """
-        for part in (model.unet, *model.text_encoders, model.vae):
-            part.requires_grad_(False)
-            part.eval()
+        freeze(model)
         view = family.views(model).unet
         source = self.network.network_weights
         if source:

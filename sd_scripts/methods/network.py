@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sd_scripts.families.base import Family, Model, Views
-from sd_scripts.methods.base import Method
+from sd_scripts.methods.base import Method, freeze
 from sd_scripts.networks.base import ParameterGroup
 from sd_scripts.networks.plugin import Plugin, load_plugin, parse_network_args
 from sd_scripts.schema.errors import UserError
@@ -138,9 +138,7 @@ class NetworkMethod(Method):
         """
         self.prepare_model(model, family, weight_dtype)
         views = family.views(model)
-        for part in (model.unet, *model.text_encoders, model.vae):
-            part.requires_grad_(False)
-            part.eval()
+        freeze(model)
         plugin = self._make(views, model.vae)
         plugin.apply(not self.options.network_train_unet_only, not self.options.network_train_text_encoder_only)
         if self.options.network_weights:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from sd_scripts.families.base import Family, Model
 from sd_scripts.families.sd import StableDiffusion
 from sd_scripts.families.sdxl import StableDiffusionXL
-from sd_scripts.methods.block_rates import block_groups, block_number, parse_block_rates
+from sd_scripts.methods.block_rates import block_groups, block_number
 from sd_scripts.methods.full import FullMethod
 from sd_scripts.models.assets import model_config
 from sd_scripts.models.build import make_unet
@@ -23,6 +23,7 @@ from sd_scripts.schema.full import FullOptions
 from sd_scripts.schema.model import ModelOptions
 from sd_scripts.schema.optimizer import OptimizerOptions
 from sd_scripts.schema.saving import SavingOptions
+from sd_scripts.schema.values import parse_block_rates
 
 CASES = json.loads((Path(__file__).parent / "data" / "block_rates.json").read_text(encoding="utf-8"))
 

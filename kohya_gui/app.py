@@ -23,16 +23,26 @@ from kohya_gui.tabs.jobs import JobsTab
 from kohya_gui.tabs.training import TabSpec, TrainingTab
 from kohya_gui.theme import theme
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.tabs import TABS
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 QUEUE_SECONDS = 1.0
 
-TRAINING_TABS = (
+FIRST_TAB = "lora"
+_START_PRESETS = {"lora": "Subject (SD 1.5)"}
+TRAINING_TABS = tuple(
     TabSpec(
-        "lora", "LoRA", "train_network", lora.PAGES, lora.REST_PAGES, lora.SET_BY_PAGE, start_preset="Subject (SD 1.5)"
-    ),
+        tab.name,
+        tab.title,
+        tab.command,
+        lora.PAGES,
+        lora.REST_PAGES,
+        lora.SET_BY_PAGE,
+        start_preset=_START_PRESETS.get(tab.name, ""),
+    )
+    for tab in TABS.values()
 )
-"""One line per trainer the page offers."""
+"""What each training tab of the page is made from."""
 
 # what the script itself says; everything else comes translated from Python
 _SCRIPT_WORDS = (
@@ -146,10 +156,10 @@ def build(services: Services) -> App:
         _build_head(services, jobs)
         for tab in tabs:
             tab.build_memory()
-        with gr.Tabs(elem_id="top", overflow_behavior="wrap", selected=services.first_tab or None):
+        with gr.Tabs(elem_id="top", overflow_behavior="wrap", selected=services.first_tab or FIRST_TAB):
             for tab in tabs:
                 with gr.Tab(words(tab.spec.title), id=tab.spec.name, elem_id=f"top-{tab.spec.name}"):
-                    if tab is tabs[0]:
+                    if tab.spec.name == FIRST_TAB:
                         jobs.build_away()
                     tab.build()
             for name, title, make in hand_made:

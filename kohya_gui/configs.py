@@ -13,10 +13,11 @@ from kohya_gui.migrate import Draft, ReportLine, migrate, read_values
 from kohya_gui.old_keys import tab_of
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.fields import fields
+from sd_scripts.schema.tabs import TABS
 
 PROJECT = Path(__file__).resolve().parent.parent
 FORMAT, VERSION = "kohya-gui", 1
-COMMANDS_OF_TABS = {"lora": "train_network"}
+COMMANDS_OF_TABS = {tab.name: tab.command for tab in TABS.values()}
 MOST_BYTES = 2_000_000
 MOST_KEYS = 3000
 MOST_DEPTH = 20

@@ -16,7 +16,8 @@ class Services:
     """Made once at start, shared by all tabs and sessions; holds nothing that belongs to one session.
 
     `home` is the folder for the page's own files (saved configurations, thumbnails). `start` are values the tabs open
-    with (over their preset, or alone if `start_name` names where they come from); `first_tab` is the tab shown first
+    with (over their preset; or, if `start_name` names where they come from, `start_tab` alone opens with just them);
+    `first_tab` is the tab shown first
     ("" for the first one). `reach` says in one sentence who can open the page. `headless` is accepted for old scripts:
     the page never opens a dialog on the desktop anyway.
     """
@@ -31,4 +32,5 @@ class Services:
     headless: bool = False
     start: Mapping[str, Any] = field(default_factory=dict)
     start_name: str = ""
+    start_tab: str = "lora"
     first_tab: str = ""

@@ -21,7 +21,7 @@ from kohya_gui.tabs.message import channel, join_script
 from kohya_gui.tabs.remarks import remarks
 from kohya_gui.tabs.session import Manner
 from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.fields import fields
+from sd_scripts.schema.tabs import tab_fields
 
 VIEWS = ("Basic", "All", "Changed")
 
@@ -47,7 +47,7 @@ class TrainingTab:
         self.spec = spec
         self.services = services
         self.words = services.words
-        known = fields(spec.command)
+        known = tab_fields(spec.name)
         pages = complete_layout(spec.pages, known, spec.rest_pages, spec.set_by_page)
         self.start_file = starting_point(spec, services)
         self.form = Form(spec.name, known, pages, services.words, self.start_file.values)
@@ -299,10 +299,9 @@ class TrainingTab:
 
 def starting_point(spec: TabSpec, services: Services) -> FileState:
     """What a tab opens with: the values given at start (demo, config.toml) over the tab's first preset."""
-    if services.start_name:
+    if services.start_name and services.start_tab == spec.name:
         return FileState(name=services.start_name, values=dict(services.start))
     presets = configs.presets(spec.name)
     chosen = next((preset for preset in presets if preset.name == spec.start_preset), None)
-    return FileState(
-        name=chosen.name if chosen else "", values={**(chosen.values if chosen else {}), **dict(services.start)}
-    )
+    given = {} if services.start_name else dict(services.start)
+    return FileState(name=chosen.name if chosen else "", values={**(chosen.values if chosen else {}), **given})

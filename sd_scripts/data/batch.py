@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sd_scripts.data.batch_type import Batch
 from sd_scripts.data.cache import CachedLatents, Wanted, read_latents
-from sd_scripts.data.control import same_shape
 from sd_scripts.data.dataset import Dataset, DatasetGroup, ImageRecord
 from sd_scripts.data.foreign import as_batch
 from sd_scripts.data.image import (
@@ -24,7 +23,7 @@ from sd_scripts.data.image import (
     to_tensor,
 )
 from sd_scripts.data.text_cache import TextCache
-from sd_scripts.schema.buckets import Size
+from sd_scripts.schema.buckets import Size, same_shape
 from sd_scripts.schema.captions import Moment, compose, replace
 from sd_scripts.schema.errors import DataError
 

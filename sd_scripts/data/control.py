@@ -3,17 +3,8 @@
 import numpy as np
 
 from sd_scripts.data.records import FoundImages
-from sd_scripts.schema.buckets import Size, cover
+from sd_scripts.schema.buckets import Size, same_shape
 from sd_scripts.schema.errors import DataError
-
-TOLERANCE = 2
-"""Pixels by which a side may differ once the other picture is scaled to the size of the picture."""
-
-
-def same_shape(size: Size, other: Size) -> bool:
-    """Whether a picture scaled to the size of another one fills it, but for rounding."""
-    width, height = cover(other, size)
-    return abs(width - size[0]) <= TOLERANCE and abs(height - size[1]) <= TOLERANCE
 
 
 def check_shapes(images: FoundImages, sizes: np.ndarray) -> None:

@@ -19,7 +19,7 @@ from sd_scripts.data.text_cache import Encode, TextCache, cache_text
 from sd_scripts.schema.buckets import Bucketer, Bucketing, Size
 from sd_scripts.schema.captions import Replacements
 from sd_scripts.schema.errors import DataError
-from sd_scripts.schema.steps import balance_regularisation
+from sd_scripts.schema.steps import balance_regularisation, set_aside
 
 
 @dataclass
@@ -314,11 +314,9 @@ def _split(spec: DatasetSpec, subsets: Sequence[FoundSubset], seed: int) -> tupl
         if subset.spec.is_reg:
             train.append(subset)
             continue
-        numbers = list(range(len(subset.images)))
-        random.Random(choice).shuffle(numbers)
-        cut = len(numbers) - round(len(numbers) * spec.validation_split)
-        train.append(replace(subset, images=subset.images.take(numbers[:cut])))
-        measured = subset.images.take(numbers[cut:])
+        kept, measure = set_aside(len(subset.images), spec.validation_split, choice)
+        train.append(replace(subset, images=subset.images.take(kept)))
+        measured = subset.images.take(measure)
         aside.append(replace(subset, spec=_still_subset(subset.spec), images=measured, warnings=[]))
     return train, aside
 

@@ -1,6 +1,5 @@
 """Finding the pictures of a subset with their captions and sizes, from names and file headers alone."""
 
-import json
 import os
 from array import array
 from collections import Counter
@@ -23,8 +22,9 @@ from sd_scripts.schema.errors import DataError
 from sd_scripts.schema.filememory import cache_folder, facts_of
 from sd_scripts.schema.filestamps import LaterStamps
 from sd_scripts.schema.filework import in_parallel
-from sd_scripts.schema.folders import IMAGE_EXTENSIONS, ClassFolder, caption_advice, list_folder
+from sd_scripts.schema.folders import ClassFolder, caption_advice, list_folder
 from sd_scripts.schema.imagesize import remembered_sizes
+from sd_scripts.schema.metadata_file import caption_of_entry, files_by_stem, locate, read_metadata, size_in
 
 
 def _no_images() -> FoundImages:
@@ -155,22 +155,20 @@ def _from_metadata(spec: SubsetSpec) -> FoundSubset:
     path = spec.metadata_file
     if path is None:
         raise DataError("a subset names no metadata_file", key="dataset_config")
-    entries = _read_metadata(path)
-    files = _files_by_stem(spec.image_dir) if spec.image_dir is not None else {}
+    entries = read_metadata(path)
+    files = files_by_stem(spec.image_dir) if spec.image_dir is not None else {}
 
     def look(item: tuple[str, Any]) -> tuple[str, str, Size, Size]:
         key, entry = item
-        if not isinstance(entry, dict):
-            raise DataError(f"{path.name}: the entry {key!r} is no object", key="in_json")
-        caption = _prompt(entry, spec.captions.caption_separator)
-        image = _locate(key, spec.image_dir, files)
+        caption = caption_of_entry(entry, spec.captions.caption_separator)
+        image = locate(key, spec.image_dir, files)
         if image is None:
             raise DataError(f"{path.name}: no picture and no .npz found for {key!r} in {spec.image_dir}", key="in_json")
-        bucket = entry.get("train_resolution") or (0, 0)
-        size = entry.get("image_size")
+        bucket = size_in(entry, "train_resolution", key, path) or (0, 0)
+        size = size_in(entry, "image_size", key, path)
         if size is None:
             size = _npz_size(image) if image.endswith(".npz") else picture_size(image)
-        return image, caption or "", (int(size[0]), int(size[1])), (int(bucket[0]), int(bucket[1]))
+        return image, caption or "", (int(size[0]), int(size[1])), bucket
 
     results = in_parallel(look, list(entries.items()))
     images = FoundImages(
@@ -190,63 +188,6 @@ def _from_metadata(spec: SubsetSpec) -> FoundSubset:
 def _pairs(sizes: Iterable[Size]) -> np.ndarray:
     flat = array("i", (side for size in sizes for side in size))
     return np.frombuffer(flat, dtype=np.int32).reshape(-1, 2)
-
-
-def _read_metadata(path: Path) -> dict[str, Any]:
-    """Entries by picture, from a JSON object or from lines of JSON (.jsonl)."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".jsonl":
-            lines = [json.loads(line) for line in text.splitlines() if line.strip()]
-            return {line["image_path"]: line for line in lines}
-        content = json.loads(text)
-    except OSError as error:
-        raise DataError(f"cannot read the metadata file {path}: {error.strerror or error}", key="in_json") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path.name} is no metadata file: {error}", key="in_json") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path.name} is no metadata file: it must be an object by picture", key="in_json")
-    return content
-
-
-def _prompt(entry: dict[str, Any], separator: str) -> str | None:
-    caption, tags = entry.get("caption"), entry.get("tags")
-    if tags:
-        return f"{caption}{separator} {tags}" if caption else str(tags)
-    return str(caption) if caption else None
-
-
-def _files_by_stem(folder: Path) -> dict[str, str]:
-    """Picture files of a folder by stem, then cache files where no picture has the stem."""
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries)
-    except OSError as error:
-        raise DataError(f"cannot read the folder {folder}: {error.strerror or error}", key="train_data_dir") from error
-    files: dict[str, str] = {}
-    for name in names:
-        stem, ending = os.path.splitext(name)
-        if ending.lower() in IMAGE_EXTENSIONS:
-            files.setdefault(stem, os.path.join(folder, name))
-    for name in names:
-        if name.endswith(".npz"):
-            files.setdefault(name[:-4], os.path.join(folder, name))
-    return files
-
-
-def _locate(key: str, folder: Path | None, files: dict[str, str]) -> str | None:
-    if os.path.isfile(key):
-        return key
-    if key in files:
-        return files[key]
-    cache = os.path.splitext(key)[0] + ".npz"
-    if os.path.isfile(cache):
-        return cache
-    if folder is not None:
-        for name in (key, f"{key}.npz"):
-            if os.path.isfile(folder / name):
-                return str(folder / name)
-    return None
 
 
 def _npz_size(path: str) -> Size:

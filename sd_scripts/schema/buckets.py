@@ -12,6 +12,8 @@ from sd_scripts.schema.errors import DataError
 Size = tuple[int, int]
 LONGEST = 32_768
 _MOST_KNOWN = 4096
+TOLERANCE = 2
+"""Pixels by which a side may differ once the other picture is scaled to the size of the picture."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,12 @@ def cover(image: Size, bucket: Size) -> Size:
     """Smallest size with the picture's shape that covers the bucket."""
     scale = bucket[1] / image[1] if image[0] / image[1] > bucket[0] / bucket[1] else bucket[0] / image[0]
     return int(image[0] * scale + 0.5), int(image[1] * scale + 0.5)
+
+
+def same_shape(size: Size, other: Size) -> bool:
+    """Whether a picture scaled to the size of another one fills it, but for rounding."""
+    width, height = cover(other, size)
+    return abs(width - size[0]) <= TOLERANCE and abs(height - size[1]) <= TOLERANCE
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """How many batches, optimiser steps and epochs a run has. Plain arithmetic, shared by page and trainers."""
 
 import math
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -64,3 +65,19 @@ def balance_regularisation(target: int, repeats: Sequence[int]) -> list[int]:
         reached += wanted
     rounds, rest = divmod(max(0, target - reached), len(repeats))
     return [count + rounds + (1 if index < rest else 0) for index, count in enumerate(counts)]
+
+
+def set_aside(count: int, split: float, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers of the pictures of a subset that are trained, and of those that are kept for validation.
+
+    Args:
+        count: pictures of the subset.
+        split: the share that is kept for validation, 0 to 1; with 0 all are trained, in their order.
+        seed: decides which ones are kept.
+    """
+    numbers = list(range(count))
+    if split <= 0:
+        return numbers, []
+    random.Random(seed).shuffle(numbers)
+    cut = count - round(count * split)
+    return numbers[:cut], numbers[cut:]

@@ -16,6 +16,7 @@ from sd_scripts.data.loader import BatchLoader
 from sd_scripts.families.base import Family, Model
 from sd_scripts.methods.base import Method
 from sd_scripts.schema.commands import TrainConfig
+from sd_scripts.schema.naming import Saves
 from sd_scripts.trainer.facts import metadata_maker
 from sd_scripts.trainer.reporting import Reporter
 from sd_scripts.trainer.run import Run
@@ -28,7 +29,6 @@ from sd_scripts.trainer.upload import Uploader
 from sd_scripts.trainer.validation import Validation
 from sd_scripts.training import optimizers, schedulers
 from sd_scripts.training.fused import FusedBackward, check_fused
-from sd_scripts.training.naming import Saves
 from sd_scripts.training.noise import timestep_range
 from sd_scripts.training.optimizers import CreatedOptimizer
 from sd_scripts.training.plan import RunPlan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,10 +17,10 @@ from sd_scripts.families.base import Family
 from sd_scripts.methods.base import Method
 from sd_scripts.schema.commands import TrainConfig
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.naming import Saves
 from sd_scripts.trainer.accelerating import guess_device
 from sd_scripts.trainer.endings import TerminatedError
 from sd_scripts.trainer.fake_run import FakeRun, fake_run
-from sd_scripts.training.naming import Saves
 from sd_scripts.training.plan import RunPlan
 from sd_scripts.training.precision import resolve
 
@@ -125,26 +125,12 @@ def _files(
         if with_state:
             found.append({"name": folder, "bytes": state})
 
-    for step, epoch in _moments(saves, plan):
-        names = saves.at_step(step) if step else saves.at_epoch(epoch)
-        add(names.file.name, names.state.name, options.save_state)
-        if len(found) >= MOST_FILES:
-            break
     last = saves.at_end()
-    add(last.file.name, last.state.name, options.save_state or options.save_state_on_train_end)
+    for names in saves.moments(plan):
+        ends = names == last
+        if ends or len(found) < MOST_FILES:
+            add(names.file.name, names.state.name, options.save_state or (ends and options.save_state_on_train_end))
     return found
-
-
-def _moments(saves: Saves, plan: RunPlan) -> Iterable[tuple[int, int]]:
-    """(step, 0) or (0, epoch) of every save before the last, as the loop comes to them."""
-    per_epoch = plan.steps_per_epoch
-    found = [(epoch * per_epoch, 0, epoch) for epoch in range(1, plan.epochs) if saves.epoch_due(epoch)]
-    every = saves.every_n_steps or 0
-    if every:
-        found += [(step, step, 0) for step in range(every, plan.total_steps + 1, every)]
-    # At the same moment the step's file comes first.
-    ordered = sorted(found, key=lambda moment: (moment[0], moment[2]))
-    return [(step, epoch) for when, step, epoch in ordered if epoch == 0 or when < plan.total_steps]
 
 
 def sentences(facts: dict[str, Any]) -> list[str]:

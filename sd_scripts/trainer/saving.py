@@ -14,12 +14,12 @@ from torch import nn
 
 from sd_scripts.methods.base import Method
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.naming import SaveNames, Saves
 from sd_scripts.schema.saving import SavingOptions
 from sd_scripts.trainer.outputs import WrittenFileError, check_written, free_space_warning, remove_old, size_of
 from sd_scripts.trainer.reporting import Reporter
 from sd_scripts.trainer.spread import whole_weights
 from sd_scripts.trainer.upload import Uploader
-from sd_scripts.training.naming import SaveNames, Saves
 from sd_scripts.training.optimizers import CreatedOptimizer
 
 StateWriter = Callable[[Path, dict[str, Any]], None]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.naming import last_stem
 from sd_scripts.tensorfile import write_safetensors, write_torch
 from sd_scripts.training import rng, state_files
-from sd_scripts.training.naming import last_stem
 from sd_scripts.training.notice import Notice
 from sd_scripts.training.optimizers import CreatedOptimizer
 from sd_scripts.training.spread_state import SHARDS, WRITTEN, Shards, Whole, check_shards, load_whole

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.naming import epochs_between_saves
 from sd_scripts.schema.optimizer import OptimizerOptions
 from sd_scripts.schema.saving import SavingOptions
 from sd_scripts.schema.steps import plan_steps
@@ -74,9 +75,6 @@ def make_plan(
         processes=processes,
         accumulation=accumulation,
     )
-    every = saving.save_every_n_epochs
-    if saving.save_n_epoch_ratio:
-        every = max(1, steps.epochs // saving.save_n_epoch_ratio)
     passed = steps.total_steps * processes
     return RunPlan(
         total_steps=steps.total_steps,
@@ -89,7 +87,7 @@ def make_plan(
         total_batch_size=steps.total_batch_size,
         warmup_steps=step_count(optimizer.lr_warmup_steps, passed, "lr_warmup_steps"),
         decay_steps=step_count(optimizer.lr_decay_steps, passed, "lr_decay_steps"),
-        save_every_n_epochs=every,
+        save_every_n_epochs=epochs_between_saves(saving.save_every_n_epochs, saving.save_n_epoch_ratio, steps.epochs),
         start=_start(training, steps.steps_per_epoch, steps.total_steps, accumulation),
     )
 

@@ -9,7 +9,7 @@ from training_vectors import load
 from sd_scripts.schema.optimizer import OptimizerOptions
 from sd_scripts.schema.saving import SavingOptions
 from sd_scripts.schema.training import TrainingOptions
-from sd_scripts.training.naming import (
+from sd_scripts.schema.naming import (
     SaveNames,
     Saves,
     epoch_stem,

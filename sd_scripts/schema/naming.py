@@ -3,11 +3,37 @@
 The names are those of sd-scripts, so that other programs and people's habits find them.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from sd_scripts.schema.saving import SavingOptions
-from sd_scripts.training.plan import RunPlan
+
+
+class Length(Protocol):
+    """What names and moments need to know of a run's plan; `save_every_n_epochs` with save_n_epoch_ratio worked in."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps until the end."""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs begun until then."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+
+    @property
+    def save_every_n_epochs(self) -> int | None:
+        """Epochs between saves."""
+
+
+def epochs_between_saves(every: int | None, ratio: int | None, epochs: int) -> int | None:
+    """Epochs between saves: a share of the run (`save_n_epoch_ratio`) goes before a number of epochs."""
+    return max(1, epochs // ratio) if ratio else every
 
 
 def _stem(output_name: str | None, unnamed: str, number: str) -> str:
@@ -71,7 +97,7 @@ class Saves:
     epochs: int
 
     @classmethod
-    def of(cls, options: SavingOptions, plan: RunPlan, file_format: str, default_name: str | None = None) -> "Saves":
+    def of(cls, options: SavingOptions, plan: Length, file_format: str, default_name: str | None = None) -> "Saves":
         """The saves that the options ask for. States are kept as long as files unless told otherwise.
 
         `file_format` is what the method writes; diffusers folders have no suffix.
@@ -97,6 +123,20 @@ class Saves:
     def step_due(self, step: int) -> bool:
         """Whether to save after `step` optimizer steps."""
         return bool(self.every_n_steps) and step > 0 and step % (self.every_n_steps or 1) == 0
+
+    def moments(self, plan: Length) -> Iterable[SaveNames]:
+        """The names of every save of a run, in the order of writing."""
+        found = [(epoch * plan.steps_per_epoch, 0, epoch) for epoch in range(1, plan.epochs) if self.epoch_due(epoch)]
+        every = self.every_n_steps or 0
+        if every:
+            found += [(step, step, 0) for step in range(every, plan.total_steps + 1, every)]
+        # at the same moment the step's file comes first
+        for when, step, epoch in sorted(found, key=lambda moment: (moment[0], moment[2])):
+            if step:
+                yield self.at_step(step)
+            elif when < plan.total_steps:
+                yield self.at_epoch(epoch)
+        yield self.at_end()
 
     def _file(self, stem: str) -> Path:
         return self.folder / f"{stem}{self.suffix}"

@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 
 from kohya_gui import frozen, served, widgets  # noqa: F401 (frozen acts by being imported, before the others)
 from kohya_gui.exposure import Exposure, SameSite
+from kohya_gui.gate import Gate
 from kohya_gui.services import Services
 from kohya_gui.tabs import about, lora
 from kohya_gui.tabs.jobs import JobsTab
@@ -79,7 +80,10 @@ class App:
         Raises:
             UserError: if the port is taken or the address is not this machine's.
         """
-        guard: list[Any] = [Middleware(SameSite, local_only=exposure.local and not exposure.auth)]
+        guard: list[Any] = [
+            Middleware(SameSite, local_only=exposure.local and not exposure.auth),
+            Middleware(Gate),
+        ]
         try:
             _, url, _ = self.blocks.launch(
                 server_name=exposure.listen,

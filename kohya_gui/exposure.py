@@ -84,8 +84,9 @@ class SameSite:
     """Refuses requests that another site made a browser send.
 
     Without a login only names of this machine are accepted as the host (a foreign name that resolves to 127.0.0.1 is
-    not), and nothing but a read may come from a page of another origin. With a login the host may be any name, since a
-    tunnel or a proxy brings its own; the origin must still be that host.
+    not). With a login the host may be any name, since a tunnel or a proxy brings its own. Either way nothing but a
+    followed link may come from a page of another origin: not even a read, since Gradio tells browsers that every
+    origin may see the answers of a page that is not on localhost.
     """
 
     def __init__(self, app: Any, *, local_only: bool) -> None:
@@ -111,15 +112,37 @@ class SameSite:
 
     def allows(self, method: str, headers: dict[str, str]) -> bool:
         """Whether a request with this method and these (lower-case) headers may pass."""
-        host = (
-            headers.get("x-forwarded-host", headers.get("host", "")) if not self.local_only else headers.get("host", "")
-        )
+        host = headers.get("host", "")
+        if not self.local_only:
+            host = headers.get("x-forwarded-host", host).partition(",")[0]
         if self.local_only and _name(host) not in LOOPBACK and not is_loopback(_name(host)):
             return False
-        origin = headers.get("origin", "")
-        if method in _SAFE_METHODS or not origin:
+        origin = headers.get("origin")
+        if origin is not None:
+            return _same(origin, host, strict=self.local_only)
+        if headers.get("sec-fetch-site", "none") in ("none", "same-origin"):
             return True
-        return _name(origin.partition("://")[2]) == _name(host)
+        # a link on another site may lead here; its scripts, pictures and frames may ask for nothing
+        navigates = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+        return navigates and method in _SAFE_METHODS
+
+
+def _same(origin: str, host: str, *, strict: bool) -> bool:
+    """Whether an Origin header names the host asked for; ports count, unless a proxy left the host's out."""
+    scheme, _, address = origin.partition("://")
+    if not address or not _name(host) or _name(address) != _name(host):
+        return False
+    usual = {"http": "80", "https": "443"}.get(scheme.lower(), "")
+    here, there = _port(host), _port(address)
+    if not here and not strict:
+        return True
+    return (here or usual) == (there or usual)
+
+
+def _port(host: str) -> str:
+    """The port written behind a host; "" for none."""
+    tail = host.strip().rpartition("]")[2]
+    return tail.rpartition(":")[2] if ":" in tail and (tail != host.strip() or tail.count(":") == 1) else ""
 
 
 def _name(host: str) -> str:

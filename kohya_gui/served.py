@@ -13,6 +13,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from kohya_gui import pictures, upload
+from kohya_gui.gate import signed_in
 from kohya_gui.jobs import JobStore
 from kohya_gui.paths import IMAGE_SUFFIXES, Roots
 from sd_scripts.schema.errors import UserError
@@ -25,18 +26,8 @@ _HEADERS = {
 THUMB_SIZES = (64, 512)
 
 
-def signed_in(request: Request) -> bool:
-    """Whether the request carries the cookie Gradio sets after a login, or none is needed."""
-    app: Any = request.app
-    if app.auth is None and app.auth_dependency is None:
-        return True
-    names = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
-    token = next((request.cookies[name] for name in names if name in request.cookies), None)
-    return token is not None and app.tokens.get(token) is not None
-
-
 async def _answer(work: Callable[[Request], Response], request: Request) -> Response:
-    if not signed_in(request):
+    if not signed_in(request.app, request.cookies):
         return PlainTextResponse("Log in first.", 401)
     try:
         return await anyio.to_thread.run_sync(work, request)
@@ -91,7 +82,7 @@ def _log(jobs: JobStore, request: Request) -> Response:
 
 async def _upload(roots: Roots, request: Request) -> Response:
     """One file as the whole body of the request; folder and name stand in the address."""
-    if not signed_in(request):
+    if not signed_in(request.app, request.cookies):
         return PlainTextResponse("Log in first.", 401)
     content = bytearray()
     async for part in request.stream():

@@ -28,6 +28,8 @@ from sd_scripts.schema.tabs import TABS
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 QUEUE_SECONDS = 1.0
+# what all browsers together may have waiting: ten busy ones need a few dozen
+MOST_EVENTS = 500
 
 FIRST_TAB = "lora"
 _START_PRESETS = {"lora": "Subject (SD 1.5)"}
@@ -84,6 +86,8 @@ class App:
             Middleware(SameSite, local_only=exposure.local and not exposure.auth),
             Middleware(Gate),
         ]
+        # as `Blocks.queue(max_size=...)` does, which would make the whole web application once more
+        self.blocks._queue.max_size = MOST_EVENTS
         try:
             _, url, _ = self.blocks.launch(
                 server_name=exposure.listen,

@@ -5,7 +5,6 @@ import mimetypes
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import anyio.to_thread
 from starlette.requests import Request

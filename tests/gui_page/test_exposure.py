@@ -14,7 +14,19 @@ def test_loopback_needs_no_login() -> None:
 
 
 @pytest.mark.parametrize(
-    ("listen", "share"), [("0.0.0.0", False), ("192.168.1.4", False), ("127.0.0.1", True), ("::", False)]
+    ("listen", "share"),
+    [
+        ("0.0.0.0", False),
+        ("192.168.1.4", False),
+        ("127.0.0.1", True),
+        ("::", False),
+        ("[::]", False),
+        ("0", False),
+        ("gpu-box", False),
+        ("::ffff:192.168.1.4", False),
+        ("localhost.example.org", False),
+        ("127.0.0.1.example.org", False),
+    ],
 )
 def test_open_to_others_makes_a_password_where_none_was_given(listen: str, share: bool) -> None:
     first, second = (decide(listen, share, "", "") for _ in range(2))
@@ -63,7 +75,24 @@ OPEN = SameSite(None, local_only=False)
         (LOCAL, "POST", {"host": "127.0.0.1:7860"}, True),
         (OPEN, "POST", {"host": "gpu.example", "origin": "https://gpu.example"}, True),
         (OPEN, "POST", {"host": "gpu.example", "origin": "https://other.example"}, False),
-        (OPEN, "GET", {"host": "gpu.example", "origin": "https://other.example"}, True),
+        (OPEN, "GET", {"host": "gpu.example", "origin": "https://other.example"}, False),
+        (OPEN, "GET", {"host": "gpu.example", "origin": "null"}, False),
+        (OPEN, "POST", {"host": "", "origin": "null"}, False),
+        (OPEN, "POST", {"host": "gpu.example", "origin": ""}, False),
+        (OPEN, "POST", {"host": "gpu.example", "origin": "https://gpu.example:8443"}, True),
+        (OPEN, "POST", {"host": "gpu.example:8443", "origin": "https://gpu.example"}, False),
+        (OPEN, "POST", {"host": "gpu.example:443", "origin": "https://gpu.example"}, True),
+        (OPEN, "POST", {"host": "[fe80::1]:7860", "origin": "http://[fe80::1]:7860"}, True),
+        (OPEN, "POST", {"host": "[fe80::1]:7860", "origin": "http://[fe80::2]:7860"}, False),
+        (LOCAL, "POST", {"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:6006"}, False),
+        (LOCAL, "POST", {"host": "localhost", "origin": "http://localhost:6006"}, False),
+        (LOCAL, "GET", {"host": "127.0.0.1:7860", "sec-fetch-site": "same-site", "sec-fetch-mode": "cors"}, False),
+        (LOCAL, "GET", {"host": "127.0.0.1:7860", "sec-fetch-site": "same-origin"}, True),
+        (LOCAL, "GET", {"host": "127.0.0.1:7860", "sec-fetch-site": "none"}, True),
+        (LOCAL, "GET", {"host": ""}, False),
+        (LOCAL, "GET", {}, False),
+        (LOCAL, "GET", {"host": "rebound.example:7860"}, False),
+        (LOCAL, "CONNECT", {"host": "127.0.0.1:7860", "origin": "http://127.0.0.1:1"}, False),
         (OPEN, "POST", {"host": "127.0.0.1", "x-forwarded-host": "gpu.example", "origin": "https://gpu.example"}, True),
     ],
 )

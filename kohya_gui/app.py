@@ -1,6 +1,5 @@
 """The page: tabs in order, theme, script, background queue; and its launch."""
 
-import json
 import os
 import threading
 from collections.abc import Callable
@@ -15,11 +14,15 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio as gr
 from starlette.middleware import Middleware
 
-from kohya_gui import frozen, served, widgets  # noqa: F401 (frozen acts by being imported, before the others)
+from kohya_gui import frozen, served, spoken, widgets  # noqa: F401 (frozen acts by being imported, before the others)
 from kohya_gui.exposure import Exposure, SameSite
 from kohya_gui.gate import Gate
+from kohya_gui.layouts import LAYOUTS
+from kohya_gui.lean import LeanBlocks, finish_all, pack_facts
+from kohya_gui.localization import Language, Words
+from kohya_gui.sent import PageScript, script_text
 from kohya_gui.services import Services
-from kohya_gui.tabs import about, lora
+from kohya_gui.tabs import about
 from kohya_gui.tabs.jobs import JobsTab
 from kohya_gui.tabs.training import TabSpec, TrainingTab
 from kohya_gui.theme import theme
@@ -32,19 +35,7 @@ QUEUE_SECONDS = 1.0
 MOST_EVENTS = 500
 
 FIRST_TAB = "lora"
-_START_PRESETS = {"lora": "Subject (SD 1.5)"}
-TRAINING_TABS = tuple(
-    TabSpec(
-        tab.name,
-        tab.title,
-        tab.command,
-        lora.PAGES,
-        lora.REST_PAGES,
-        lora.SET_BY_PAGE,
-        start_preset=_START_PRESETS.get(tab.name, ""),
-    )
-    for tab in TABS.values()
-)
+TRAINING_TABS = tuple(TabSpec.of(tab, LAYOUTS[tab.name]) for tab in TABS.values())
 """What each training tab of the page is made from."""
 
 # what the script itself says; everything else comes translated from Python
@@ -57,9 +48,9 @@ _SCRIPT_WORDS = (
 class App:
     """The built page."""
 
-    blocks: gr.Blocks
+    blocks: LeanBlocks
     services: Services
-    head: str = ""
+    script: PageScript
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def launch(
@@ -103,19 +94,19 @@ class App:
                 run_history=False,
                 footer_links=[],
                 theme=theme(),
-                head=self.head,
                 css=(ASSETS / "style.css").read_text(encoding="utf-8"),
                 enable_monitoring=False,
                 ssr_mode=False,
                 max_file_size="64mb",
                 allowed_paths=[],
-                app_kwargs={"middleware": guard, "routes": served.routes(self.services.roots, self.services.jobs)},
+                app_kwargs={"middleware": guard, "routes": own},
             )
         except OSError as error:
             raise UserError(
                 f"The page cannot be served on {exposure.listen}:{port or '7860 and the following'}: {error}."
             ) from error
         threading.Thread(target=self._run_queue, name="queue", daemon=True).start()
+        threading.Thread(target=self.script.text, name="page", daemon=True).start()
         return str(url)
 
     def _run_queue(self) -> None:
@@ -132,12 +123,19 @@ class App:
         self.blocks.close()
 
 
-def _head(facts: dict[str, Any], services: Services) -> str:
-    """The script and what it knows, all inside the page: nothing is fetched from anywhere."""
-    words = {text: services.words(text) for text in _SCRIPT_WORDS}
-    data = json.dumps({"facts": facts, "words": words}, ensure_ascii=False).replace("<", "\\u003c")
-    script = (ASSETS / "script.js").read_text(encoding="utf-8")
-    return f"<script>{script}\nObject.assign(kohya, {data});</script>"
+def _script(blocks: LeanBlocks, facts: dict[str, Any], words: Words, language: Language) -> str:
+    """The page's script with everything it knows, in one language."""
+
+    def finish(text: str, html: bool) -> str:
+        return words.finish(text, language, html=html)
+
+    known = {tab: {key: finish_all(fact, finish) for key, fact in entries.items()} for tab, entries in facts.items()}
+    data = {
+        "words": {text: language.text(text) for text in _SCRIPT_WORDS},
+        "facts": pack_facts(known),
+        "page": blocks.packed(finish),
+    }
+    return script_text((ASSETS / "script.js").read_text(encoding="utf-8"), data)
 
 
 def _build_head(services: Services, jobs: JobsTab) -> None:
@@ -146,13 +144,27 @@ def _build_head(services: Services, jobs: JobsTab) -> None:
         jobs.build_status()
         if services.exposed:
             widgets.html(f'<span title="{escape(services.reach)}">{words("open to others, with a login")}</span>')
+        names = "".join(
+            f'<option value="{escape(name)}">{escape(own)}</option>' for name, own in words.offered().items()
+        )
+        title = words("Language")
         widgets.html(
-            f'<button class="k-plain" data-theme="1" title="{escape(services.reach)}">{words("Light or dark")}</button>'
+            f'<select class="k-plain k-language" aria-label="{title}" title="{title}">{names}</select>'
+            f'<button class="k-plain" data-theme="1">{words("Light or dark")}</button>',
+            elem_id="k-manners",
         )
 
 
 def build(services: Services) -> App:
     """Make the page."""
+    services.words.listen(spoken.current)
+    with services.words.building():
+        blocks, tabs = _build(services)
+    facts = {tab.spec.name: tab.facts for tab in tabs}
+    return App(blocks, services, PageScript(partial(_script, blocks, facts, services.words), services.words))
+
+
+def _build(services: Services) -> tuple[LeanBlocks, list[TrainingTab]]:
     words = services.words
     tabs = [TrainingTab(spec, services) for spec in TRAINING_TABS]
     jobs = JobsTab(services, {tab.spec.command: tab.spec.name for tab in tabs})
@@ -160,7 +172,7 @@ def build(services: Services) -> App:
         ("jobs", "Jobs", jobs.build),
         ("about", "About", partial(about.build, services)),
     )
-    with gr.Blocks(title="Kohya's GUI", analytics_enabled=False, fill_width=True) as blocks:
+    with LeanBlocks(title="Kohya's GUI", analytics_enabled=False, fill_width=True) as blocks:
         _build_head(services, jobs)
         for tab in tabs:
             tab.build_memory()
@@ -176,5 +188,4 @@ def build(services: Services) -> App:
         jobs.wire(blocks)
         for tab in tabs:
             tab.wire_load(blocks)
-    facts = {tab.spec.name: tab.facts for tab in tabs}
-    return App(blocks, services, _head(facts, services))
+    return blocks, tabs

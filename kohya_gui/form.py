@@ -83,7 +83,7 @@ class Form:
                 with gr.Tabs(elem_classes=["k-subpages"], overflow_behavior="wrap"):
                     for child in page.pages:
                         self._build_page(child, extras)
-            if page.extra:
+            if page.extra in extras:
                 extras[page.extra]()
 
     def _build_group(self, page: Page, number: int, group: Group) -> None:

@@ -12,6 +12,7 @@ from kohya_gui.checks import PlanView
 from kohya_gui.form import Collected, Form
 from kohya_gui.layout import Page
 from kohya_gui.layout import complete as complete_layout
+from kohya_gui.layouts import Layout
 from kohya_gui.services import Services
 from kohya_gui.tabs import plan as plan_view
 from kohya_gui.tabs import session
@@ -21,7 +22,7 @@ from kohya_gui.tabs.message import channel, join_script
 from kohya_gui.tabs.remarks import remarks
 from kohya_gui.tabs.session import Manner
 from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.tabs import tab_fields
+from sd_scripts.schema.tabs import Tab, tab_fields
 
 VIEWS = ("Basic", "All", "Changed")
 
@@ -37,6 +38,19 @@ class TabSpec:
     rest_pages: Mapping[str, str]
     set_by_page: frozenset[str] = frozenset()
     start_preset: str = ""
+
+    @classmethod
+    def of(cls, tab: Tab, layout: Layout) -> "TabSpec":
+        """What makes this training tab, with this layout."""
+        return cls(
+            tab.name,
+            tab.title,
+            tab.command,
+            layout.pages,
+            layout.rest_pages,
+            layout.set_by_page,
+            layout.start_preset,
+        )
 
 
 class TrainingTab:

@@ -15,9 +15,10 @@ from .configs import (
     TrainNetworkConfig,
     section_classes,
 )
-from .gui import GuiOptions, PageOptions
+from .gui import DreamBoothPageOptions, EmbeddingPageOptions, FinetunePageOptions, PageOptions
 from .launcher import LauncherOptions
 from .networkargs import NetworkArgsOptions
+from .option import Any_, Given, Is
 
 __all__ = [
     "COMMANDS",
@@ -66,8 +67,11 @@ class Command:
         return section_classes(self.config)
 
 
-_NETWORK_FORM: Mapping[str, type] = {"launcher": LauncherOptions, "network_args": NetworkArgsOptions, "gui": GuiOptions}
 _FORM: Mapping[str, type] = {"launcher": LauncherOptions, "gui": PageOptions}
+_NETWORK_FORM: Mapping[str, type] = {**_FORM, "network_args": NetworkArgsOptions}
+_DREAMBOOTH_FORM: Mapping[str, type] = {**_FORM, "gui": DreamBoothPageOptions}
+_EMBEDDING_FORM: Mapping[str, type] = {**_FORM, "gui": EmbeddingPageOptions}
+_FINETUNE_FORM: Mapping[str, type] = {**_FORM, "gui": FinetunePageOptions}
 
 _MODEL_FORMATS: Mapping[str, Any] = {
     "default": None,
@@ -101,8 +105,20 @@ _FULL: Mapping[str, Mapping[str, Any]] = {
     "learning_rate": _rate("About 1e-6 to 1e-5 for a whole model"),
     "fp8_base": {"help": "Store a frozen base model in 8 bits. Without effect here, where the model itself learns."},
 }
+_FINETUNE: Mapping[str, Mapping[str, Any]] = {
+    **_FULL,
+    "train_data_dir": {
+        "help": "Folder with the pictures; what is known about each of them stands in the metadata file.",
+        "aliases": ("image_folder",),
+    },
+    "dataset_repeats": {"when": Any_(Given("in_json"), Given("train_dir"))},
+    "learning_rate_te": {"when": Is("train_text_encoder", True)},
+}
 _EMBEDDING: Mapping[str, Mapping[str, Any]] = {
     "save_model_as": _EMBEDDING_FORMATS,
+    # three fields for the word come to the short form instead
+    "seed": {"basic": False},
+    "save_every_n_epochs": {"basic": False},
     "learning_rate": _rate("About 5e-3 for an embedding"),
 }
 _CONTROL: Mapping[str, Mapping[str, Any]] = {
@@ -114,6 +130,7 @@ _CONTROL: Mapping[str, Mapping[str, Any]] = {
     },
 }
 _LLLITE_NETWORK: Mapping[str, Mapping[str, Any]] = {
+    "seed": {"basic": False},
     "network_dim": {
         "when": None,
         "help": "Rank: the size of each of the small networks; 64 if empty. More can follow the control picture more "
@@ -155,7 +172,7 @@ COMMANDS: dict[str, Command] = {
             method="full",
             config=TrainFullConfig,
             title="DreamBooth: the whole model of Stable Diffusion 1 and 2, from picture folders",
-            form=_FORM,
+            form=_DREAMBOOTH_FORM,
             without=frozenset({"in_json", "dataset_repeats", "train_text_encoder", "diffusers_xformers"}),
             changes=_FULL,
         ),
@@ -165,14 +182,14 @@ COMMANDS: dict[str, Command] = {
             method="full",
             config=TrainFullConfig,
             title="Fine-tuning: the whole model of Stable Diffusion 1 and 2, from a metadata file",
-            form=_FORM,
+            form=_FINETUNE_FORM,
             without=frozenset(
                 {
                     "reg_data_dir", "prior_loss_weight", "conditioning_data_dir", "stop_text_encoder_training",
                     "no_token_padding",
                 }
             ),
-            changes=_FULL,
+            changes=_FINETUNE,
         ),
         Command(
             name="sdxl_train",
@@ -190,7 +207,7 @@ COMMANDS: dict[str, Command] = {
             method="embedding",
             config=TrainEmbeddingConfig,
             title="Textual Inversion for Stable Diffusion 1 and 2",
-            form=_FORM,
+            form=_EMBEDDING_FORM,
             changes=_EMBEDDING,
         ),
         Command(
@@ -199,7 +216,7 @@ COMMANDS: dict[str, Command] = {
             method="xti",
             config=TrainEmbeddingConfig,
             title="Textual Inversion with a vector for each block (XTI) for Stable Diffusion 1 and 2",
-            form=_FORM,
+            form=_EMBEDDING_FORM,
             changes=_EMBEDDING,
         ),
         Command(
@@ -208,7 +225,7 @@ COMMANDS: dict[str, Command] = {
             method="embedding",
             config=TrainEmbeddingConfig,
             title="Textual Inversion for SDXL",
-            form=_FORM,
+            form=_EMBEDDING_FORM,
             changes={**_SDXL, **_EMBEDDING},
         ),
         Command(

@@ -27,5 +27,4 @@ class LLLiteOptions:
         label="Size of the control signal",
         minimum=1,
         step=1,
-        basic=True,
     )

@@ -6,8 +6,8 @@ from functools import cache
 from typing import Any
 
 from .errors import UserError
-from .fields import fields
-from .option import All, Condition, Is, Not, OptionField
+from .fields import fields, trainer_fields
+from .option import All, Any_, Condition, Is, Not, OptionField
 from .suggest import nearest
 
 
@@ -16,13 +16,15 @@ class Tab:
     """A training tab.
 
     `command` is its trainer for Stable Diffusion 1 and 2, or its only one; `variants` are (switch, trainer) pairs: the
-    first switch that is on chooses the trainer. Jobs and saved files of a tab are known by `command`.
+    first switch that is on chooses the trainer. Jobs and saved files of a tab are known by `command`. `set_elsewhere`
+    are options of its trainers that the page works out from other fields.
     """
 
     name: str
     title: str
     command: str
     variants: tuple[tuple[str, str], ...] = ()
+    set_elsewhere: frozenset[str] = frozenset()
 
     @property
     def commands(self) -> tuple[str, ...]:
@@ -40,6 +42,7 @@ TABS: dict[str, Tab] = {
             "Textual Inversion",
             "train_textual_inversion",
             (("sdxl", "sdxl_train_textual_inversion"), ("xti", "train_textual_inversion_XTI")),
+            frozenset(("use_object_template", "use_style_template")),
         ),
         Tab("finetune", "Finetune", "fine_tune", (("sdxl", "sdxl_train"),)),
         Tab("controlnet", "ControlNet", "train_controlnet"),
@@ -74,12 +77,27 @@ def tab_of(command: str) -> Tab:
     return found[0]
 
 
+SET_ELSEWHERE = frozenset(("v2", "v_parameterization", "sdxl"))
+"""Keys of trainers, files and conditions that are no fields: the page works them out from `model_family`."""
+
+
 @cache
 def tab_fields(name: str) -> Mapping[str, OptionField]:
-    """Every option that one of the tab's trainers or the page offers: key -> field.
+    """Every field of the tab's form: what one of its trainers or the page offers, key -> field.
 
     An option that only some of the trainers offer has their switches in its condition. Where trainers describe an
-    option differently, the tab's own trainer is heard first.
+    option differently, the tab's own trainer is heard first. Conditions may name keys of `SET_ELSEWHERE`.
+
+    Raises:
+        UserError: for an unknown tab.
+    """
+    tab = find_tab(name)
+    return {key: field for key, field in tab_options(name).items() if key not in SET_ELSEWHERE | tab.set_elsewhere}
+
+
+@cache
+def tab_options(name: str) -> Mapping[str, OptionField]:
+    """The tab's fields and the options that the page works out from them.
 
     Raises:
         UserError: for an unknown tab.
@@ -92,17 +110,28 @@ def tab_fields(name: str) -> Mapping[str, OptionField]:
     return {key: _with_switches(tab, field) for key, field in collected.items()}
 
 
+@cache
+def tab_aliases(name: str) -> Mapping[str, str]:
+    """Old key -> key, for files of this tab written by older programs."""
+    return {old: field.key for field in tab_fields(name).values() for old in field.aliases}
+
+
+def tab_complete(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with the default where a key of the tab is missing."""
+    return {**{key: field.default for key, field in tab_options(name).items()}, **values}
+
+
 def _with_switches(tab: Tab, field: OptionField) -> OptionField:
-    """The option with a condition that leaves out the trainers that do not offer it."""
-    offering = {command for command in tab.commands if field.key in fields(command)}
-    if offering == set(tab.commands):
+    """A trainer's option with a condition that leaves out the trainers that do not offer it."""
+    offering = {command for command in tab.commands if field.key in trainer_fields(command)}
+    if not offering or offering == set(tab.commands):
         return field
     parts: list[Condition] = [] if field.when is None else [field.when]
-    wanted = [switch for switch, command in tab.variants if command in offering]
     if tab.command in offering:
         parts += [Not(Is(switch, True)) for switch, command in tab.variants if command not in offering]
     else:
-        parts += [Is(switch, True) for switch in wanted[:1]]
+        wanted = [Is(switch, True) for switch, command in tab.variants if command in offering]
+        parts += wanted if len(wanted) == 1 else [Any_(*wanted)]
     return replace(field, when=parts[0] if len(parts) == 1 else All(*parts))
 
 
@@ -114,3 +143,12 @@ def trainer_of(name: str, values: Mapping[str, Any]) -> str:
     """
     tab = find_tab(name)
     return next((command for switch, command in tab.variants if values.get(switch) is True), tab.command)
+
+
+def switch_of(command: str) -> str:
+    """The switch that chooses this trainer on its tab; empty for a tab's own trainer.
+
+    Raises:
+        UserError: if no tab has it.
+    """
+    return next((switch for switch, variant in tab_of(command).variants if variant == command), "")

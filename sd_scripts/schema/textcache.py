@@ -12,6 +12,7 @@ class TextCacheOptions:
         "Encode every caption once before training and take the text encoders out of memory. Faster; captions cannot "
         "vary then, and the text encoders cannot be trained.",
         label="Cache encoded captions",
+        aliases=("sdxl_cache_text_encoder_outputs",),
         families=("sdxl",),
         methods=("network", "full", "lllite"),
     )

@@ -8,17 +8,20 @@ from kohya_gui.checks import PlanView
 from kohya_gui.dataset_view import Problem
 from kohya_gui.form import Form
 from kohya_gui.layout import complete
+from kohya_gui.layouts import LAYOUTS
 from kohya_gui.localization import Words
-from kohya_gui.tabs import lora, plan, session
+from kohya_gui.tabs import plan, session
 from kohya_gui.tabs.config_bar import FileState
 from kohya_gui.tabs.session import Manner
-from sd_scripts.schema.fields import fields
+from sd_scripts.schema.tabs import tab_fields
+
+LAYOUT = LAYOUTS["lora"]
 
 
 @pytest.fixture(scope="module")
 def form() -> Form:
-    known = fields("train_network")
-    return Form("lora", known, complete(lora.PAGES, known, lora.REST_PAGES, lora.SET_BY_PAGE), Words({}))
+    known = tab_fields("lora")
+    return Form("lora", known, complete(LAYOUT.pages, known, LAYOUT.rest_pages, LAYOUT.set_by_page), Words({}))
 
 
 def looked_at() -> PlanView:

@@ -1,0 +1,123 @@
+"""Which kind of model the base model is: from the form's one control, an older file's switches, or the model's header.
+
+The trainer knows three switches (`v2`, `v_parameterization`, `sdxl`); on the page one choice stands for them.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from sd_scripts.schema.gui import AUTO_FAMILY, FAMILY_SWITCHES
+from sd_scripts.schema.headers import ModelFacts, identify
+
+SWITCHES = ("v2", "v_parameterization", "sdxl")
+FAMILIES = FAMILY_SWITCHES
+"""Choice of `model_family` -> the switches (v2, v_parameterization, sdxl) it stands for."""
+
+FAMILY_NAMES = {
+    "sd1": "Stable Diffusion 1.x",
+    "sd2": "Stable Diffusion 2.x",
+    "sd2-v": "Stable Diffusion 2.x with velocity prediction",
+    "sdxl": "Stable Diffusion XL",
+}
+_HUB = {
+    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
+    "stabilityai/stable-diffusion-xl-base-0.9": "sdxl",
+    "stabilityai/sdxl-turbo": "sdxl",
+    "stabilityai/stable-diffusion-2-base": "sd2",
+    "stabilityai/stable-diffusion-2-1-base": "sd2",
+    "stabilityai/stable-diffusion-2": "sd2-v",
+    "stabilityai/stable-diffusion-2-1": "sd2-v",
+}
+# the larger Stable Diffusion 2 models, which alone predict velocity, carry their size in the file's name
+_LARGE_SD2 = re.compile(r"(?<!\d)768(?!\d)")
+
+
+@lru_cache(maxsize=256)
+def _identified(path: str, changed: int, length: int) -> ModelFacts:
+    return identify(path)
+
+
+def model_facts(path: str) -> ModelFacts:
+    """What a model path holds, from its header; remembered until the file changes."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return ModelFacts(kind="missing", problem="there is no such file or folder")
+    return _identified(path, found.st_mtime_ns, found.st_size)
+
+
+def detect(model: str) -> str:
+    """The family that a model's name or header tells: a key of `FAMILIES`, or "" if neither does.
+
+    Args:
+        model: a file, a diffusers folder or a Hub name.
+    """
+    name = model.strip().rstrip("/")
+    if name in _HUB:
+        return _HUB[name]
+    facts = model_facts(model) if model else ModelFacts()
+    if facts.version == "sd2":
+        velocity = facts.prediction == "v_prediction"
+        named = not facts.prediction and _LARGE_SD2.search(os.path.basename(name))
+        return "sd2-v" if velocity or named else "sd2"
+    return facts.version if facts.version in FAMILIES else ""
+
+
+def resolve(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with `v2`, `v_parameterization` and `sdxl` worked out from `model_family`.
+
+    With "auto", switches of an older file hold if any is there, else the header of the base model tells, else it is
+    Stable Diffusion 1. Resolving twice changes nothing more, and the second time no file is looked at.
+    """
+    chosen = values.get("model_family") or AUTO_FAMILY
+    given = {key: values[key] for key in SWITCHES if values.get(key) is not None}
+    if chosen in FAMILIES:
+        switches = dict(zip(SWITCHES, FAMILIES[chosen], strict=True))
+        if not chosen.startswith("sd2"):
+            # other families have a few models that predict velocity, which only their header or an older file says
+            said = given["v_parameterization"] if "v_parameterization" in given else _says_velocity(values)
+            switches["v_parameterization"] = said
+    elif given:
+        switches = dict.fromkeys(SWITCHES, False) | given
+    else:
+        switches = dict(zip(SWITCHES, FAMILIES[_detected(values) or "sd1"], strict=True))
+        switches["v_parameterization"] = switches["v_parameterization"] or _says_velocity(values)
+    return {**values, **switches}
+
+
+def family(values: Mapping[str, Any]) -> str:
+    """The family that these values mean: a key of `FAMILIES`."""
+    resolved = resolve(values)
+    if resolved["sdxl"]:
+        return "sdxl"
+    if resolved["v2"]:
+        return "sd2-v" if resolved["v_parameterization"] else "sd2"
+    return "sd1"
+
+
+def from_switches(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of an older file with its switches turned into a choice of the family, where that says the same.
+
+    All switches off become "auto": older pages had to be told what a model is, and one that was told nothing took
+    Stable Diffusion 1, which the header says as well.
+    """
+    rest = {key: value for key, value in values.items() if key not in SWITCHES}
+    v2, velocity, sdxl = (values.get(key) is True for key in SWITCHES)
+    if not (v2 or velocity or sdxl):
+        return rest
+    if velocity and not v2:
+        # no choice says this, so the older switch stays in the file
+        return {**rest, "v_parameterization": True, **({"model_family": "sdxl"} if sdxl else {})}
+    return {**rest, "model_family": "sdxl" if sdxl else "sd2-v" if velocity else "sd2"}
+
+
+def _detected(values: Mapping[str, Any]) -> str:
+    return detect(str(values.get("pretrained_model_name_or_path") or ""))
+
+
+def _says_velocity(values: Mapping[str, Any]) -> bool:
+    model = str(values.get("pretrained_model_name_or_path") or "")
+    return bool(model) and model not in _HUB and model_facts(model).prediction == "v_prediction"

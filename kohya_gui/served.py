@@ -5,16 +5,20 @@ import mimetypes
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import anyio.to_thread
+import httpx
+from starlette.background import BackgroundTask
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from kohya_gui import pictures, upload
 from kohya_gui.gate import signed_in
 from kohya_gui.jobs import JobStore
 from kohya_gui.paths import IMAGE_SUFFIXES, Roots
+from kohya_gui.tensorboard import TensorBoard
 from sd_scripts.schema.errors import UserError
 
 _HEADERS = {
@@ -23,6 +27,9 @@ _HEADERS = {
     "Cache-Control": "private, no-cache",
 }
 THUMB_SIZES = (64, 512)
+# what is passed on to TensorBoard and back: no cookie of the page, no cookie of its own
+_BOARD_SENDS = ("accept", "content-type")
+_BOARD_ANSWERS = ("content-type", "content-disposition", "content-security-policy", "cache-control", "expires")
 
 
 async def _answer(work: Callable[[Request], Response], request: Request) -> Response:
@@ -97,7 +104,38 @@ async def _upload(roots: Roots, request: Request) -> Response:
     return JSONResponse({"written": made.name})
 
 
-def routes(roots: Roots, jobs: JobStore) -> list[Route]:
+async def _board(tensorboard: TensorBoard | None, request: Request) -> Response:
+    """TensorBoard's answer, passed on from where only this machine can reach it."""
+    if not signed_in(request.app, request.cookies):
+        return PlainTextResponse("Log in first.", 401)
+    board = tensorboard.running() if tensorboard is not None else None
+    if board is None:
+        return PlainTextResponse("TensorBoard is not running. Start it in the Jobs tab.", 404)
+    # what is behind the prefix stays behind it
+    path = quote("/".join(part for part in request.path_params["path"].split("/") if part not in ("", ".", "..")))
+    sent = {name: request.headers[name] for name in _BOARD_SENDS if name in request.headers}
+    client = httpx.AsyncClient(timeout=60, trust_env=False)
+    try:
+        asked = client.build_request(
+            request.method,
+            f"{board.address}{path}?{request.url.query}",
+            headers={"Accept-Encoding": "identity", **sent},
+            content=await request.body(),
+        )
+        got = await client.send(asked, stream=True)
+    except httpx.HTTPError as error:
+        await client.aclose()
+        return PlainTextResponse(f"TensorBoard does not answer: {type(error).__name__}.", 502)
+
+    async def end() -> None:
+        await got.aclose()
+        await client.aclose()
+
+    headers = {name: got.headers[name] for name in _BOARD_ANSWERS if name in got.headers}
+    return StreamingResponse(got.aiter_raw(), got.status_code, headers, background=BackgroundTask(end))
+
+
+def routes(roots: Roots, jobs: JobStore, tensorboard: TensorBoard | None = None) -> list[Route]:
     """The routes for the web application; relative to the page, so that a reverse proxy's prefix works."""
     works: dict[str, Callable[[Request], Response]] = {
         "/kohya/file": partial(_file, roots),
@@ -105,4 +143,5 @@ def routes(roots: Roots, jobs: JobStore) -> list[Route]:
         "/kohya/log": partial(_log, jobs),
     }
     reads = [Route(path, partial(_answer, work), methods=["GET"]) for path, work in works.items()]
-    return [*reads, Route("/kohya/upload", partial(_upload, roots), methods=["PUT"])]
+    board = Route("/kohya/tensorboard/{path:path}", partial(_board, tensorboard), methods=["GET", "POST"])
+    return [*reads, board, Route("/kohya/upload", partial(_upload, roots), methods=["PUT"])]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from kohya_gui.jobs import JobStore
 from kohya_gui.localization import Words
 from kohya_gui.paths import Roots
 from kohya_gui.settings import Remembered
+from kohya_gui.tensorboard import TensorBoard
 
 
 @dataclass(frozen=True)
@@ -34,3 +36,8 @@ class Services:
     start_name: str = ""
     start_tab: str = "lora"
     first_tab: str = ""
+
+    @cached_property
+    def tensorboard(self) -> TensorBoard:
+        """The one TensorBoard of this page."""
+        return TensorBoard(self.roots)

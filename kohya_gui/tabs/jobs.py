@@ -12,6 +12,7 @@ from kohya_gui.job_view import JobView
 from kohya_gui.services import Services
 from kohya_gui.tabs import jobs_html as shown
 from kohya_gui.tabs.message import channel, join_script
+from kohya_gui.tabs.tensorboard import TensorboardBar
 from sd_scripts.schema.errors import UserError
 
 TICK_SECONDS = 1.0
@@ -45,6 +46,7 @@ class JobsTab:
         self.words = services.words
         self.store = services.jobs
         self.tab_of = dict(tab_of)
+        self.tensorboard = TensorboardBar(services)
         self._actions: dict[str, Callable[[str], str | None]] = {
             "stop": lambda job: self.store.request(job, "stop"),
             "save": lambda job: self.store.request(job, "save"),
@@ -95,6 +97,7 @@ class JobsTab:
                     gr.Checkbox(True, label=self.words("Follow"), elem_id="jobs-follow", min_width=0)
                     self.tools = widgets.html("", elem_id="jobs-log-tools")
                 self.log = widgets.html("", elem_id="jobs-log", js_on_load="watch('value', () => kohya.follow())")
+            self.tensorboard.build()
             self.looking = gr.State(Looking())
             self.script = widgets.html(
                 value={},
@@ -110,6 +113,7 @@ class JobsTab:
         outputs = [self.looking, self.visit, *parts]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 8}
         self.timer.tick(self._tick, [self.looking, self.search], outputs, trigger_mode="once", **quiet)
+        self.tensorboard.wire(page)
         page.load(self._first, [self.looking, self.search], outputs, **quiet)
         page.load(self._greet, [self.visit], [self.away, self.visit], **quiet)
         self.search.change(self._tick, [self.looking, self.search], outputs, trigger_mode="always_last", **quiet)

@@ -3,39 +3,49 @@
 import contextlib
 import json
 import os
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kohya_gui.migrate import Draft, ReportLine, migrate, read_values
-from kohya_gui.old_keys import tab_of
+from kohya_gui import lora_metadata, network_kind, own_format, saved_text
+from kohya_gui.command import without_secrets
+from kohya_gui.draft import Draft, ReportLine
+from kohya_gui.migrate import migrate, read_values
+from kohya_gui.migrate_steps import one_choice
+from kohya_gui.old_keys import families_of, tab_of
+from kohya_gui.saved_text import read_file
 from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.fields import fields
-from sd_scripts.schema.tabs import TABS
+from sd_scripts.schema.tabs import TABS, find_tab, tab_aliases, tab_fields
+
+__all__ = [
+    "COMMANDS_OF_TABS",
+    "Opened",
+    "Preset",
+    "ReportLine",
+    "command_of",
+    "open_file",
+    "open_header",
+    "open_text",
+    "presets",
+    "read_file",
+    "save_text",
+    "tab_for",
+    "write_file",
+]
 
 PROJECT = Path(__file__).resolve().parent.parent
-FORMAT, VERSION = "kohya-gui", 1
-COMMANDS_OF_TABS = {tab.name: tab.command for tab in TABS.values()}
-MOST_BYTES = 2_000_000
-MOST_KEYS = 3000
-MOST_DEPTH = 20
-_OWN = ("format", "version", "tab", "description")
-_TAB_NAMES = {
-    "lora": "LoRA",
-    "dreambooth": "Dreambooth",
-    "finetune": "Finetune",
-    "textual_inversion": "Textual Inversion",
-}
+COMMANDS_OF_TABS = {name: tab.command for name, tab in TABS.items()}
+USUAL_TAB = "lora"
+_WEIGHTS = ".safetensors"
 
 
 @dataclass(frozen=True)
 class Opened:
     """What a file holds.
 
-    `values` are for the form (None: the field is empty on purpose), `extras` are keys without a field, to be saved
-    again. Where `partial` is true, the file is no saved form: only the values in it are meant, all others stay.
+    `values` are for the form of `tab` (None: the field is empty on purpose), `extras` are keys without a field, to be
+    saved again. Where `partial` is true, the file is no saved form: only the values in it are meant, all others stay.
     """
 
     values: dict[str, Any]
@@ -43,6 +53,7 @@ class Opened:
     extras: dict[str, Any] = field(default_factory=dict)
     description: str = ""
     partial: bool = False
+    tab: str = USUAL_TAB
 
 
 @dataclass(frozen=True)
@@ -61,75 +72,86 @@ def command_of(tab: str) -> str:
     Raises:
         UserError: if there is no such tab.
     """
-    if tab not in COMMANDS_OF_TABS:
-        raise UserError(f"There is no training tab {tab!r}.")
-    return COMMANDS_OF_TABS[tab]
+    return find_tab(tab).command
 
 
-def open_text(text: str, tab: str = "lora") -> Opened:
-    """The values in a saved file: ours, or JSON of kohya_ss v20 to v26, or one of the files that lie beside it.
+def tab_for(source: str | Mapping[str, Any], otherwise: str = USUAL_TAB) -> str:
+    """The training tab that a file (its text, or the table read from it) belongs to; `otherwise` if it does not tell.
+
+    Raises:
+        UserError: for a text that is no table of settings.
+    """
+    raw = saved_text.parse(source).raw if isinstance(source, str) else source
+    if own_format.is_ours(raw):
+        return str(raw["tab"]) if raw.get("tab") in tuple(TABS) else otherwise
+    return tab_of(raw) or otherwise
+
+
+def open_text(text: str, tab: str | None = None, *, otherwise: str = USUAL_TAB) -> Opened:
+    """The values in a saved file: ours, JSON of kohya_ss v20 to v26, a trainer's TOML, or a file that lies beside them.
+
+    Args:
+        text: the file's text.
+        tab: read it for this tab, whatever it was saved in; None reads it for its own (`Opened.tab`).
+        otherwise: the tab where the file does not tell its own.
 
     Raises:
         UserError: in one sentence, if it is nothing of the kind; nothing is changed then.
     """
-    command = command_of(tab)
-    raw = _parse(text)
-    other = _other_file(raw)
+    content = saved_text.parse(text)
+    raw = content.raw
+    wanted = find_tab(tab).name if tab is not None else ""
+    own = tab_for(raw, wanted or otherwise)
+    other = _other_file(raw, wanted or otherwise)
     if other is not None:
         return other
-    if raw.get("format") == FORMAT:
-        return _open_ours(raw, tab, command)
-    if not (
-        set(raw) & set(fields(command)) or any(key in raw for key in ("optimizer", "max_resolution", "model_list"))
-    ):
-        raise UserError(
-            "The file holds no setting that is known here.", hint="Choose a file saved by this page or by kohya_ss."
-        )
-    draft = migrate(raw, command)
-    found = tab_of(raw)
-    if found != tab:
-        draft.report.insert(
-            0,
-            ReportLine(
-                "kept", "", f"The file is of the {_TAB_NAMES[found]} tab; what both tabs know was taken from it."
-            ),
-        )
-    return Opened(draft.values, draft.report, draft.extras)
+    if own_format.is_ours(raw):
+        draft = own_format.read(raw, own)
+        if raw.get("tab") not in (None, *TABS):
+            draft.say("unknown", "tab", f"There is no tab {str(raw['tab'])[:40]!r}; the file is read as one of {own}.")
+    else:
+        _refuse_strange(raw, own)
+        draft = _trainer_toml(raw, own) if content.toml else migrate(raw, own)
+        _say_family(draft, raw)
+    for key in content.doubled:
+        draft.say("repaired", key[:60], f"{key[:60]} is in the file more than once; the last one counts.")
+    for key in content.broken:
+        draft.say("repaired", key[:60], f"{key[:60]} holds signs that no text has; they are question marks now.")
+    description = raw.get("description") if own_format.is_ours(raw) else ""
+    opened = Opened(
+        draft.values, draft.report, draft.extras, description if isinstance(description, str) else "", tab=own
+    )
+    return _carried(opened, wanted) if wanted and wanted != own else opened
 
 
-def open_file(path: Path, tab: str = "lora") -> Opened:
+def open_file(path: Path, tab: str | None = None, *, otherwise: str = USUAL_TAB) -> Opened:
     """The same from a file; a dataset description or metadata file fills the field for its path.
+
+    A .safetensors file gives the settings that its header tells, a base model fills the field of the base model.
 
     Raises:
         UserError: if it cannot be read or is nothing of the kind.
     """
-    opened = open_text(read_file(path), tab)
+    if path.suffix.lower() == _WEIGHTS:
+        return _from_weights(lora_metadata.read_file(path), tab, otherwise, str(path))
+    opened = open_text(read_file(path), tab, otherwise=otherwise)
     if opened.partial:
-        filled = {key: str(path) for key in opened.values}
-        return Opened(filled, opened.report, partial=True)
+        return replace(opened, values={key: str(path) for key in opened.values}, extras={}, description="")
     return opened
 
 
-def read_file(path: Path) -> str:
-    """The text of a file that may be a saved form.
+def open_header(name: str, head: bytes, tab: str | None = None, *, otherwise: str = USUAL_TAB) -> Opened:
+    """The settings that a .safetensors file tells, from its first bytes: 8 for the length N of its header, then N.
+
+    Args:
+        name: the file's name, for messages.
+        head: the bytes; more of the file may follow.
+        tab, otherwise: as for `open_text`.
 
     Raises:
-        UserError: if it is missing, too large or no text.
+        UserError: in one sentence, if it is no such file or tells nothing.
     """
-    try:
-        if not path.is_file():
-            raise UserError(f"The file {path} does not exist.", hint="Choose another one.")
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise UserError(f"{path.name} is too large for a saved form ({size:,} bytes).", hint="Choose another file.")
-        content = path.read_bytes()
-        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path.name} is no text file.", hint="Choose a file saved by this page or by kohya_ss."
-        ) from error
+    return _from_weights(lora_metadata.read_head(name, head), tab, otherwise, "")
 
 
 def save_text(
@@ -140,19 +162,13 @@ def save_text(
     Raises:
         UserError: for a value that JSON cannot hold.
     """
-    known = fields(command_of(tab))
+    known = tab_fields(tab)
     secret = {key for key, option in known.items() if option.kind == "secret"}
-    content: dict[str, Any] = {"format": FORMAT, "version": VERSION, "tab": tab}
-    if description:
-        content["description"] = description
-    from kohya_gui.command import without_secrets
-
     kept = without_secrets(command_of(tab), values)
-    content |= {key: kept[key] for key in known if key in kept}
-    content |= {key: value for key, value in kept.items() if key not in content}
-    content |= {key: value for key, value in (extras or {}).items() if key not in content and key not in secret}
+    aside = {key: value for key, value in (extras or {}).items() if key not in secret}
     try:
-        return json.dumps(content, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+        table = own_format.content(tab, known, kept, aside, description)
+        return json.dumps(table, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise UserError(f"The form holds a value that cannot be saved: {error}.") from error
 
@@ -195,44 +211,60 @@ def presets(tab: str, root: Path = PROJECT / "presets") -> list[Preset]:
     return found
 
 
-def _parse(text: str) -> dict[str, Any]:
-    if len(text) > MOST_BYTES:
+def _refuse_strange(raw: Mapping[str, Any], tab: str) -> None:
+    known = {*tab_fields(tab), *tab_aliases(tab), "use_8bit_adam", "model_list", "max_resolution"}
+    if not (raw.keys() & known or families_of(raw)):
         raise UserError(
-            f"The file is too large for a saved form ({len(text):,} characters).", hint="Choose another file."
+            "The file holds no setting that is known here.", hint="Choose a file saved by this page or by kohya_ss."
         )
-    try:
-        value = json.loads(text, parse_constant=_no_constant)
-    except RecursionError as error:
-        raise UserError("The file is nested too deeply for a saved form.") from error
-    except ValueError as error:
-        value = _parse_toml(text, error)
-    if not isinstance(value, dict):
-        raise UserError("The file holds no settings (a JSON object is needed).", hint="Choose another file.")
-    if len(value) > MOST_KEYS or _depth(value) > MOST_DEPTH:
-        raise UserError("The file holds far more than a saved form.", hint="Choose another file.")
-    return value
 
 
-def _no_constant(name: str) -> Any:
-    raise UserError(f"The file holds {name}, which is no number.", hint="Correct it in a text editor.")
+def _say_family(draft: Draft, raw: Mapping[str, Any]) -> None:
+    """First of all: the file trains something that is not here."""
+    for name in families_of(raw):
+        message = f"The file is for {name}, which cannot be trained here yet; its own settings stay in the file."
+        draft.report.insert(0, ReportLine("kept", "", message))
 
 
-def _parse_toml(text: str, json_error: ValueError) -> Any:
-    try:
-        return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError):
-        where = f" (line {json_error.lineno})" if isinstance(json_error, json.JSONDecodeError) else ""
-        raise UserError(f"The file is damaged or no saved form{where}.", hint="Choose another file.") from json_error
+def _trainer_toml(raw: dict[str, Any], tab: str) -> Draft:
+    """A trainer's own file: its keys are those of today, missing ones mean the trainer's defaults."""
+    flat = {key: value for key, value in raw.items() if not isinstance(value, dict)}
+    for table in raw.values():
+        # headings mean nothing to the trainer
+        flat |= table if isinstance(table, dict) else {}
+    draft = Draft(flat, tab)
+    one_choice(draft)
+    if tab == "lora" and isinstance(flat.get("network_module"), str):
+        network_kind.split(draft, draft.raw.pop("network_module"), draft.raw.pop("network_args", None))
+    for old, new in tab_aliases(tab).items():
+        if old in draft.raw and new not in draft.raw:
+            draft.raw[new] = draft.raw.pop(old)
+    read_values(draft)
+    return draft
 
 
-def _depth(value: Any, level: int = 0) -> int:
-    if level > MOST_DEPTH or not isinstance(value, dict | list):
-        return level
-    inner = value.values() if isinstance(value, dict) else value
-    return max((_depth(item, level + 1) for item in inner), default=level)
+def _carried(opened: Opened, tab: str) -> Opened:
+    """A file of another tab, read for this one: what both know stays, the rest goes aside."""
+    known = tab_fields(tab)
+    values = {key: value for key, value in opened.values.items() if key in known}
+    aside = {key: value for key, value in opened.values.items() if key not in known and value is not None}
+    title = TABS[opened.tab].title
+    line = ReportLine("kept", "", f"The file is of the {title} tab; what both tabs know was taken from it.")
+    return replace(
+        opened, values=values, extras={**opened.extras, **aside}, report=[line, *opened.report], tab=find_tab(tab).name
+    )
 
 
-def _other_file(raw: Mapping[str, Any]) -> Opened | None:
+def _from_weights(found: lora_metadata.Found, tab: str | None, otherwise: str, path: str) -> Opened:
+    own = found.tab or tab or otherwise
+    values = dict(found.values)
+    if found.is_base_model:
+        values = {"pretrained_model_name_or_path": path} if path else {}
+    opened = Opened(values, found.report, partial=True, tab=find_tab(own).name)
+    return _carried(opened, tab) if tab is not None and tab != own else opened
+
+
+def _other_file(raw: Mapping[str, Any], tab: str) -> Opened | None:
     """Files that lie beside saved forms and are easily taken for one."""
     if isinstance(raw.get("datasets"), list):
         key, what = "dataset_config", "a description of datasets"
@@ -243,26 +275,8 @@ def _other_file(raw: Mapping[str, Any]) -> Opened | None:
     else:
         return None
     message = f"The file is {what}, no saved form: no setting was changed."
-    if key:
-        message += f" Its path belongs into the field {fields('train_network')[key].label!r}."
-    return Opened({key: ""} if key else {}, [ReportLine("kept", key, message)], partial=True)
-
-
-def _open_ours(raw: dict[str, Any], tab: str, command: str) -> Opened:
-    version = raw.get("version")
-    if not isinstance(version, int) or version > VERSION:
-        raise UserError(
-            f"The file was saved by a newer version of this page (format {version}).", hint="Update the project."
-        )
-    description = raw.get("description")
-    draft = Draft({key: value for key, value in raw.items() if key not in _OWN})
-    empty = {key: None for key, value in draft.raw.items() if value is None and key in fields(command)}
-    read_values(draft, command)
-    if raw.get("tab") not in (tab, None):
-        name = _TAB_NAMES.get(str(raw["tab"]), str(raw["tab"]))
-        draft.report.insert(
-            0, ReportLine("kept", "", f"The file is of the {name} tab; what both tabs know was taken from it.")
-        )
-    return Opened(
-        {**empty, **draft.values}, draft.report, draft.extras, description if isinstance(description, str) else ""
-    )
+    option = tab_fields(tab).get(key)
+    if option is not None:
+        message += f" Its path belongs into the field {option.label!r}."
+    filled = {key: ""} if option is not None else {}
+    return Opened(filled, [ReportLine("kept", key, message)], partial=True, tab=tab)

@@ -56,7 +56,6 @@ def kinds(found: configs.Opened) -> dict[str, str]:
             {"LoRA_type": "LyCORIS/LoCon", "conv_dim": 8},
         ),
         ({"conv_dims": "1,2", "conv_alphas": ""}, {"conv_block_dims": "1,2"}),
-        ({"stop_text_encoder_training_pct": 5}, {"stop_text_encoder_training": 5}),
         ({"sample_prompts": "a cat\na dog"}, {"sample_prompt_text": "a cat\na dog"}),
         ({"sample_prompts": "C:\\p\\prompts.txt"}, {"sample_prompts": "C:\\p\\prompts.txt"}),
         ({"save_model_as": "same as source model"}, {"save_model_as": "safetensors"}),
@@ -136,7 +135,7 @@ def test_nothing_is_dropped() -> None:
         "my_note": "keep me",
         "flux1_checkbox": True,
         "t5xxl": "x",
-        "no_token_padding": False,
+        "no_token_padding": True,
         "network_alpha": {"a": 1},
     }
     found = opened(**aside)
@@ -159,11 +158,15 @@ def test_missing_keys_mean_what_they_meant_to_the_program_that_wrote_the_file() 
     assert newer.values["unet_lr"] == 1e-4 and newer.values["caption_extension"] == ".txt"
 
 
-def test_a_file_of_another_tab_opens_and_says_so() -> None:
-    found = configs.open_text(json.dumps({**FULL, "token_string": "sks", "num_vectors_per_token": 4}))
-    assert found.values["resolution"] == "512,512" and found.extras["token_string"] == "sks"
-    found = configs.open_text(json.dumps({"image_folder": "x", "train_batch_size": 2}))
-    assert "Finetune" in found.report[0].message
+def test_a_file_opens_in_its_own_tab_or_in_the_one_asked_for() -> None:
+    text = json.dumps({"max_resolution": "512,512", "token_string": "sks", "num_vectors_per_token": 4})
+    own = configs.open_text(text)
+    assert own.tab == configs.tab_for(text) == "textual_inversion" and own.values["token_string"] == "sks"
+    found = configs.open_text(text, "lora")
+    assert found.tab == "lora" and found.values["resolution"] == "512,512" and found.extras["token_string"] == "sks"
+    assert "Textual Inversion" in found.report[0].message
+    # nothing tells the tab
+    assert configs.open_text('{"resolution": "512"}', otherwise="finetune").tab == "finetune"
 
 
 def test_unknown_choices_stay_for_the_form_to_mark() -> None:
@@ -224,7 +227,7 @@ def test_files_beside_a_saved_form_fill_their_field(tmp_path: Path) -> None:
         "[" * 100_000,
         '{"network_dim": ' + "[" * 5000 + "]" * 5000 + "}",
         '{"network_dim": ' + "9" * 10_000 + "}",
-        '{"format": "kohya-gui", "version": 2}',
+        '{"format": "kohya-gui", "version": 99}',
         '{"format": "kohya-gui", "version": "x"}',
         json.dumps({f"key{i}": i for i in range(4000)} | {"network_dim": 4}),
         "x" * 3_000_000,

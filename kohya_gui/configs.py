@@ -22,6 +22,7 @@ __all__ = [
     "COMMANDS_OF_TABS",
     "Opened",
     "Preset",
+    "SAVED_SUFFIXES",
     "ReportLine",
     "command_of",
     "open_file",
@@ -37,6 +38,7 @@ __all__ = [
 PROJECT = Path(__file__).resolve().parent.parent
 COMMANDS_OF_TABS = {name: tab.command for name, tab in TABS.items()}
 USUAL_TAB = "lora"
+SAVED_SUFFIXES = (".json",)
 _WEIGHTS = ".safetensors"
 
 

@@ -7,7 +7,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from kohya_gui import network_kind
 from kohya_gui.draft import Draft, ReportLine
 from kohya_gui.migrate import read_values
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.loratypes import LORA_TYPES
 from sd_scripts.schema.optimizer import OPTIMIZERS
 
 MOST_HEADER_BYTES = 32_000_000
@@ -46,8 +47,8 @@ _OTHER: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 }
 # what the files never say, for the report
 _UNKNOWN = (
-    "the folder of the pictures and of the result, the base model's place, how often to save, samples, caption files' "
-    "ending, and how attention is computed"
+    "the folders of pictures and result, the base model's place, how often to save, samples, the ending of caption "
+    "files, restarts and power of the schedule, and how attention is computed"
 )
 
 
@@ -145,28 +146,51 @@ def tell(header: Header) -> Found:
         if any(key.startswith(("model.diffusion_model.", "conditioner.")) for key in header.shapes):
             line = ReportLine("kept", "pretrained_model_name_or_path", f"{header.name} is a base model, no LoRA.")
             return Found(report=[line], is_base_model=True)
-    told = {key: text for key, text in header.notes.items() if key.startswith("ss_") and text not in ("None", "")}
+    told = _told(header)
     if not told:
         raise UserError(
             f"{header.name} does not tell how it was trained (it has no ss_ entries).", hint="Choose another LoRA."
         )
     tab = "lora" if is_lora or "ss_network_module" in told else ""
-    return _settings(header.name, told, tab)
+    found = _settings(header.name, told, tab)
+    return replace(found, values={**found.values, **_parts(header)}) if is_lora else found
 
 
-def _settings(name: str, told: Mapping[str, str], tab: str) -> Found:
+def _parts(header: Header) -> dict[str, bool]:
+    """Which parts of the model a LoRA changes, told from the names of its tensors."""
+    text = any(key.startswith(("lora_te", "text_encoder")) for key in header.shapes)
+    unet = any(key.startswith(("lora_unet", "unet")) for key in header.shapes)
+    if not (text or unet):
+        return {}
+    return {"network_train_unet_only": not text, "network_train_text_encoder_only": not unet}
+
+
+def _told(header: Header) -> dict[str, str]:
+    return {key: text for key, text in header.notes.items() if key.startswith("ss_")}
+
+
+def _settings(name: str, notes: Mapping[str, str], tab: str) -> Found:
     draft = Draft({}, tab or "lora")
-    taken = {f"ss_{key}": key for key in _SAME if f"ss_{key}" in told and key in draft.known}
-    draft.raw |= {key: told[source] for source, key in taken.items()}
-    for source, (key, read) in _OTHER.items():
-        if source in told:
+    sources = {f"ss_{key}": (key, str) for key in _SAME} | dict(_OTHER)
+    told = {source: text for source, text in notes.items() if text not in ("None", "")}
+    # lengths and warm-up are told in steps
+    off = ["max_train_epochs", "lr_warmup"] if "ss_max_train_steps" in told else []
+    for source, (key, read) in sources.items():
+        if source in told and key in draft.known:
             draft.raw[key] = read(told[source])
+        elif source in notes and key in draft.known:
+            off.append(key)
     _schedule(draft, told)
     _optimizer(draft, told)
     _network(draft, told)
     _dataset(draft, told)
     _family(draft, told)
+    off += ["optimizer_args"] if "ss_optimizer" in told else []
+    off += ["lr_scheduler_type"] if "ss_lr_scheduler" in told else []
+    off += _network_settings(draft)
     read_values(draft)
+    # what was not used must not stay from the form before
+    draft.values = {**{key: _unused(draft, key) for key in off if key not in draft.values}, **draft.values}
     draft.report.insert(0, ReportLine("renamed", "", f"{len(draft.values)} settings were taken from {name}."))
     draft.report += _facts(told)
     draft.report.append(ReportLine("kept", "", f"The file does not tell: {_UNKNOWN}. These stay as they are."))
@@ -175,7 +199,7 @@ def _settings(name: str, told: Mapping[str, str], tab: str) -> Found:
 
 def _embedding(header: Header, vectors: tuple[int, ...]) -> Found:
     """An embedding: how many vectors the new word has, and for which text encoder."""
-    told = {key: text for key, text in header.notes.items() if key.startswith("ss_") and text not in ("None", "")}
+    told = _told(header)
     found = _settings(header.name, told, "textual_inversion") if told else Found("textual_inversion")
     values = dict(found.values)
     if len(vectors) == 2 and 1 <= vectors[0] <= 1000:
@@ -241,6 +265,17 @@ def _network(draft: Draft, told: Mapping[str, str]) -> None:
     network_kind.split(draft, module, named)
 
 
+def _network_settings(draft: Draft) -> list[str]:
+    """The fields that the network's type takes; those it does not tell were not used."""
+    kind = LORA_TYPES.get(str(draft.raw.get("LoRA_type")))
+    return ["network_args", *(key for key, _ in kind.args)] if kind else []
+
+
+def _unused(draft: Draft, key: str) -> Any:
+    option = draft.known[key]
+    return None if option.optional else option.default
+
+
 def _dataset(draft: Draft, told: Mapping[str, str]) -> None:
     """Settings of the one described dataset; of several, none can be the form's."""
     described = _json(told.get("ss_datasets"))
@@ -272,9 +307,11 @@ def _family(draft: Draft, told: Mapping[str, str]) -> None:
         family = "sd2" if told["ss_v2"] == "True" else None
     if family:
         draft.raw["model_family"] = family
-        if version in ("sd_v1_v", "sdxl_base_v1-0_v"):
-            draft.raw["v_parameterization"] = True
-    elif version:
+    if version == "sd_v1_v":
+        draft.say(
+            "kept", "model_family", "Its base model predicts velocity; the page reads that from the model's header."
+        )
+    if version and not family:
         draft.say("kept", "model_family", f"Its base model is of the kind {version[:40]}, which is not here.")
 
 

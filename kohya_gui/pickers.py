@@ -12,7 +12,7 @@ from kohya_gui.paths import Entry, Listing, Roots
 from sd_scripts.schema.errors import UserError
 
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
-CONFIG_SUFFIXES = (".json", ".toml")
+CONFIG_SUFFIXES = (".json", ".toml", ".safetensors")
 
 # what a dialog may choose: the title, whether files and folders can be taken, and which files are listed
 _KINDS: dict[str, tuple[str, bool, bool, tuple[str, ...]]] = {

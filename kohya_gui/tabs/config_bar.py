@@ -1,34 +1,30 @@
-"""The toolbar of a training tab: presets, open, save, save as, reload, and what the file is called and how far the
-form is from it."""
+"""The toolbar of a training tab: presets, open, save, reload, reset, and what the file is called and how far the form
+is from it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import base64
+import binascii
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from kohya_gui import configs, widgets
+from kohya_gui import configs, recent, user_presets, widgets
 from kohya_gui.form import Form
 from kohya_gui.services import Services
+from kohya_gui.tabs import compare, preset_sheet, reset
 from kohya_gui.tabs import plan as plan_view
 from kohya_gui.tabs.message import channel
+from kohya_gui.tabs.preset_acts import PresetActs
+from kohya_gui.tabs.sources import DEFAULTS, FILE, FORM, PATH, FileState, Sources
 from sd_scripts.schema.errors import UserError
 
-OPEN, SAVE = "@open", "@save"
-_OF_THE_PERSON = ("output_name", "sample_prompt_text", "training_comment")
+__all__ = ["OPEN", "SAVE", "ConfigBar", "FileState", "recent_files"]
 
-
-@dataclass(frozen=True)
-class FileState:
-    """The configuration a session works on: where it is kept ("" for none), its name, the values it holds, and the
-    keys of the file that are on no form but must be written back."""
-
-    path: str = ""
-    name: str = ""
-    values: Mapping[str, Any] = field(default_factory=dict)
-    extras: Mapping[str, Any] = field(default_factory=dict)
+OPEN, SAVE, COMPARE = "@open", "@save", "@compare"
+Values = Mapping[str, Any]
 
 
 class ConfigBar:
@@ -40,19 +36,32 @@ class ConfigBar:
         self.services = services
         self.words = services.words
         self.start = start
-        self.presets = {preset.name: preset for preset in configs.presets(tab)}
+        self.sources = Sources(tab, form, services)
+        self.preset_acts = PresetActs(tab, form, services, self.sources)
+        self.acts: dict[str, Callable[[Values, FileState, Values], list[Any]]] = {
+            "pick": self._picked,
+            "open_text": self._open_text,
+            "open_header": self._open_header,
+            "save_over": self._save_over,
+            "compare": self._compare,
+            "take": self._take,
+            "reset_ask": self._reset_ask,
+            "reset_section": self._reset_section,
+            "preset_take": lambda asked, file, values: self.take_preset(str(asked.get("about", "")), values),
+        }
 
     def facts(self) -> dict[str, Any]:
-        """The two dialogs of this bar, for the page's script."""
-        return {OPEN: {"kind": "open"}, SAVE: {"kind": "save", "name": f"{self.tab}.json"}}
+        """The dialogs of this bar, for the page's script."""
+        name = f"{self.tab}.json"
+        return {OPEN: {"kind": "open"}, SAVE: {"kind": "save", "name": name}, COMPARE: {"kind": "open"}}
 
     def build(self) -> None:
         """Make the toolbar."""
         self.file = gr.State(self.start)
         with gr.Row(elem_classes=["k-bar", "k-tools"]):
             self.preset = gr.Dropdown(
-                [(self.words("Choose a preset"), ""), *[(self.words(name), name) for name in self.presets]],
-                value=self.start.name if self.start.name in self.presets else "",
+                self.sources.preset_choices(),
+                value=self.start.preset,
                 show_label=False,
                 label=self.words("Preset"),
                 elem_id=f"{self.tab}-preset",
@@ -60,10 +69,12 @@ class ConfigBar:
                 min_width=0,
                 scale=2,
             )
+            self.presets = self._button("Presets", "presets")
             self.open = self._button("Open", "open")
             self.save = self._button("Save", "save")
             self.save_as = self._button("Save as", "saveas")
             self.reload = self._button("Reload", "reload")
+            self.reset = self._button("Reset", "reset")
             self.name_html = widgets.html(
                 self.name_text(self.start, self.start.values), elem_id=f"{self.tab}-file", elem_classes=["k-file"]
             )
@@ -75,15 +86,14 @@ class ConfigBar:
         """Connect the buttons; `script` is the tab's channel to the page's script."""
         inputs = [self.file, *self.form.inputs]
         outputs = self.outputs(script)
-        self.preset.input(self._take_preset, [self.preset, *self.form.inputs], outputs, **quiet)
-        self.open.click(
-            None, None, None, js=f"() => kohya.browse('{self.tab}', '{OPEN}', '')", api_visibility="private"
-        )
-        self.save_as.click(
-            None, None, None, js=f"() => kohya.browse('{self.tab}', '{SAVE}', '')", api_visibility="private"
-        )
+        self.preset.input(self._choose_preset, [self.preset, *self.form.inputs], outputs, **quiet)
+        for button, key in ((self.open, OPEN), (self.save_as, SAVE)):
+            browse = f"() => kohya.browse('{self.tab}', '{key}', '')"
+            button.click(None, None, None, js=browse, api_visibility="private")
         self.save.click(self._save, inputs, [self.file, script], **quiet)
         self.reload.click(self._reload, [self.file], outputs, **quiet)
+        self.presets.click(self._show_presets, None, [script], **quiet)
+        self.reset.click(self._show_reset, [self.file], [script], **quiet)
 
     def outputs(self, script: gr.HTML) -> list[gr.components.Component]:
         """What opening a configuration writes to, in the order of `opened` and `unchanged`."""
@@ -91,87 +101,168 @@ class ConfigBar:
 
     def opened(self, file: FileState, message: dict[str, Any]) -> list[Any]:
         """The updates that show another configuration; the presets' list names it only if it is one."""
-        named = file.name if not file.path and file.name in self.presets else ""
-        return [file, message, named, *self.form.fill(file.values)]
+        return [file, message, self.preset_update(file), *self.form.fill(file.values)]
 
-    def unchanged(self, message: dict[str, Any] | None = None, patch: Mapping[str, Any] | None = None) -> list[Any]:
+    def preset_update(self, file: FileState) -> gr.Dropdown:
+        """The list of presets as it is now, with the one that the session works on."""
+        choices = self.sources.preset_choices()
+        known = file.preset in [name for _, name in choices]
+        return gr.Dropdown(choices=choices, value=file.preset if known else "")
+
+    def unchanged(self, message: dict[str, Any] | None = None, patch: Values | None = None) -> list[Any]:
         """The updates that leave the file alone, and all fields but those of `patch`."""
         return [gr.skip(), message or channel(), gr.skip(), *self.form.patch(patch or {})]
 
     def is_fresh(self, file: FileState) -> bool:
         """Whether nothing but a preset was opened: then empty places are expected."""
-        return not file.path and (not file.name or file.name in self.presets)
+        return not file.path and (not file.name or bool(file.preset))
 
     # ------------------------------------------------------------------ showing
 
-    def name_text(self, file: FileState, values: Mapping[str, Any]) -> str:
+    def name_text(self, file: FileState, values: Values) -> str:
         """The file's name and the number of changes since it was opened or saved."""
-        count = len(self.differences(file, values))
+        count = len(compare.differences(self.form, values, file.values))
         name = file.name or self.words("not saved yet")
         if not count:
             return f"<span>{escape(name)}</span>"
         changes = self.words("1 change") if count == 1 else self.words("{n} changes", n=count)
-        return f"<span>{escape(name)}, {changes}</span>"
+        return f'<span class="k-unsaved">{escape(name)}, {changes}</span>'
 
-    def differences(self, file: FileState, values: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-        """(key, label, here, in the file) of every option whose value is not the file's."""
-        here, there = self.form.effective(values), self.form.effective(file.values)
-        rows = []
-        for key, option in self.form.fields.items():
-            left, right = here[key], there[key]
-            if left != right and not (left in (None, "") and right in (None, "")):
-                rows.append(
-                    (key, self.words(option.label), str(widgets.show(option, left)), str(widgets.show(option, right)))
-                )
-        return rows
+    def compare_sheet(self, left: str, right: str, file: FileState, values: Values) -> dict[str, Any]:
+        """The message that shows two configurations side by side.
+
+        Raises:
+            UserError: if one of them is not there any more or cannot be read.
+        """
+        one, other = (self.sources.get(source, file, values) for source in (left, right))
+        groups = self.sources.groups(file, (left, right))
+        html = compare.sheet(self.form, one, other, groups, self.words)
+        return channel(sheet={"title": self.words("Compare"), "html": html}, later=True)
+
+    def _show_presets(self) -> dict[str, Any]:
+        return self.preset_acts.message(preset_sheet.Draft())
+
+    def _show_reset(self, file: FileState) -> dict[str, Any]:
+        groups = [group for group in self.sources.groups(file) if group[1][0][0] != FORM]
+        here = [(name, label) for name, label in self.sources.groups(file)[0][1] if name != FORM]
+        chosen = FILE if file.name else DEFAULTS
+        html = reset.sheet(self.form, [(self.words("Here"), here), *groups], chosen, self.words)
+        return channel(sheet={"title": self.words("Reset"), "html": html})
 
     # ------------------------------------------------------------------ acting
 
-    def act(self, asked: Mapping[str, Any], file: FileState, values: Mapping[str, Any]) -> list[Any]:
-        """What a dialog sent back: a file to open, a text to open, a place to save to."""
+    def act(self, asked: Values, file: FileState, values: Values) -> list[Any]:
+        """What a dialog, a drop or a button of the page asks for; nothing, if it is not known here."""
+        action = str(asked.get("do", ""))
         try:
-            if asked.get("do") == "open_text":
-                opened = configs.open_text(str(asked.get("text", "")), self.tab)
-                return self._opened(opened, "", Path(str(asked.get("name", ""))).name)
-            path = str(asked.get("file") or "")
-            if asked.get("key") == OPEN:
-                self.services.remembered.use_folder(OPEN, str(Path(path).parent))
-                return self.open_path(path)
-            target = Path(str(asked.get("folder") or "")) / path
-            saved = self._write(target if target.suffix else target.with_suffix(".json"), file, values)
-            return [saved, *self.unchanged(channel(later=True))[1:]]
+            if action in self.acts:
+                return self.acts[action](asked, file, values)
+            if action in self.preset_acts.acts:
+                message, changed = self.preset_acts.act(asked, file, values)
+                return [changed or gr.skip(), message, self.preset_update(changed or file), *self.form.patch({})]
         except UserError as error:
             gr.Warning(str(error))
+        return self.unchanged()
+
+    def _picked(self, asked: Values, file: FileState, values: Values) -> list[Any]:
+        path, key = str(asked.get("file") or ""), str(asked.get("key", ""))
+        if key == SAVE:
+            target = Path(str(asked.get("folder") or "")) / path
+            return self._save_to(target if target.suffix else target.with_suffix(".json"), file, values)
+        if key not in (OPEN, COMPARE):
             return self.unchanged()
+        self.services.remembered.use_folder(OPEN, str(Path(path).parent))
+        if key == COMPARE:
+            return self.unchanged(self.compare_sheet(FORM, PATH + path, file, values))
+        return self.open_path(path)
 
     def open_path(self, path: str) -> list[Any]:
-        """Open a file of this machine.
+        """Open a file of this machine; one of another tab opens there.
 
         Raises:
             UserError: if it is outside the allowed folders, unreadable or no configuration.
         """
         real = self.services.roots.inside(path)
-        return self._opened(configs.open_file(real, self.tab), str(real), real.name)
+        opened = configs.open_file(real, otherwise=self.tab)
+        again = {"do": "pick", "key": OPEN, "file": str(real)}
+        return self._opened(opened, real, real.name, again)
 
-    def _opened(self, opened: configs.Opened, path: str, name: str) -> list[Any]:
+    def _open_text(self, asked: Values, file: FileState, values: Values) -> list[Any]:
+        opened = configs.open_text(str(asked.get("text", "")), otherwise=self.tab)
+        return self._opened(opened, None, _plain(asked.get("name")), dict(asked))
+
+    def _open_header(self, asked: Values, file: FileState, values: Values) -> list[Any]:
+        """The first bytes of a .safetensors file that was dropped, in base64."""
+        name = _plain(asked.get("name"))
+        try:
+            head = base64.b64decode(str(asked.get("head", "")), validate=True)
+        except (ValueError, binascii.Error) as error:
+            raise UserError(f"{name} did not arrive whole.", hint="Try again.") from error
+        return self._opened(configs.open_header(name, head, otherwise=self.tab), None, name, dict(asked))
+
+    def _opened(self, opened: configs.Opened, path: Path | None, name: str, again: dict[str, Any]) -> list[Any]:
+        """Show what was opened here, or ask the tab that it belongs to to do so."""
+        if opened.tab != self.tab:
+            return self.unchanged(channel(top=opened.tab, send={"tab": opened.tab, "data": again}))
         message = channel(later=True)
         if opened.report:
             html = plan_view.report_sheet(opened.report, self.words)
             message["sheet"] = {"title": self.words("{name} is open", name=name), "html": html}
         if opened.partial:
             return self.unchanged(message, opened.values)
-        return self.opened(FileState(path, name, opened.values, opened.extras), message)
+        # nothing can be saved to a model or a trainer's TOML
+        kept = path if path is not None and path.suffix.lower() == ".json" else None
+        if path is not None:
+            recent.use(self.services.remembered, self.tab, path)
+        return self.opened(
+            FileState(str(kept or ""), name, opened.values, opened.extras, stamp=_stamp(kept) if kept else 0), message
+        )
 
-    def _take_preset(self, name: str, *contents: Any) -> list[Any]:
-        """A preset's values; what the person typed about places and names stays, no preset can know it."""
-        if name not in self.presets:
+    def _choose_preset(self, name: str, *contents: Any) -> list[Any]:
+        try:
+            return self.take_preset(name, self.form.collect(contents).values) if name else self.unchanged()
+        except UserError as error:
+            gr.Warning(str(error))
             return self.unchanged()
-        typed = self.form.collect(contents).values
-        kept = {key: value for key, value in typed.items() if key in _OF_THE_PERSON or self._is_place(key)}
-        return self.opened(FileState("", name, {**kept, **self.presets[name].values}), channel(later=True))
 
-    def _is_place(self, key: str) -> bool:
-        return self.form.fields[key].kind in widgets.PATH_KINDS
+    def take_preset(self, source: str, typed: Values) -> list[Any]:
+        """A preset's values; what the person typed about places and names stays, no preset can know it.
+
+        Raises:
+            UserError: if there is no such preset any more.
+        """
+        preset = self.sources.preset(source)
+        known = self.form.fields
+        kept = {
+            key: value
+            for key, value in typed.items()
+            if known[key].kind == "secret" or user_presets.is_personal(key, known[key])
+        }
+        state = FileState("", preset.name, {**kept, **preset.values}, preset=source)
+        return self.opened(state, channel(later=True, close=True))
+
+    def _compare(self, asked: Values, file: FileState, values: Values) -> list[Any]:
+        left, right = (str(asked.get(side) or default) for side, default in (("left", FORM), ("right", FILE)))
+        return self.unchanged(self.compare_sheet(left, right, file, values))
+
+    def _take(self, asked: Values, file: FileState, values: Values) -> list[Any]:
+        """One value of a compared configuration into the form; the dialog stays."""
+        key, side = str(asked.get("key", "")), "left" if asked.get("from") == "left" else "right"
+        if key not in self.form.fields:
+            return self.unchanged()
+        source = self.sources.get(str(asked.get(side, "")), file, values)
+        patch = reset.patch(self.form, [key], source.values)
+        message = self.compare_sheet(str(asked.get("left")), str(asked.get("right")), file, {**values, **patch})
+        return self.unchanged(message, patch)
+
+    def _reset_ask(self, asked: Values, file: FileState, values: Values) -> list[Any]:
+        return self.unchanged(self._show_reset(file))
+
+    def _reset_section(self, asked: Values, file: FileState, values: Values) -> list[Any]:
+        keys = reset.keys_of(self.form, str(asked.get("group", "")))
+        base = self.sources.get(str(asked.get("to") or FILE), file, values)
+        patch = reset.patch(self.form, keys, base.values, keep_places=asked.get("keep_places") is True)
+        return self.unchanged(channel(later=True, close=True), patch)
 
     def _save(self, file: FileState, *contents: Any) -> list[Any]:
         found = self.form.collect(contents)
@@ -181,26 +272,75 @@ class ConfigBar:
         if not file.path:
             return [file, channel(browse=SAVE)]
         try:
-            return [self._write(Path(file.path), file, found.values), channel(later=True)]
+            return self._save_to(Path(file.path), file, found.values)[:2]
         except UserError as error:
             gr.Warning(str(error))
             return [file, channel()]
 
-    def _write(self, target: Path, file: FileState, values: Mapping[str, Any]) -> FileState:
-        """Write the configuration, inside the allowed folders only."""
+    def _save_over(self, asked: Values, file: FileState, values: Values) -> list[Any]:
+        return self._save_to(Path(str(asked.get("file") or "")), file, values, sure=True)
+
+    def _save_to(self, target: Path, file: FileState, values: Values, *, sure: bool = False) -> list[Any]:
+        """Write the configuration, inside the allowed folders only; a file that is not the open one, or that changed
+        since, only when `sure`."""
         real = self.services.roots.inside(target)
         if not real.parent.is_dir():
             raise UserError(f"The folder {real.parent} does not exist.", hint="Choose an existing folder.")
-        text = configs.save_text(self.tab, dict(values), dict(file.extras))
-        configs.write_file(real, text)
+        if real.exists() and not sure and (str(real) != file.path or _stamp(real) != file.stamp):
+            return self.unchanged(self._ask_over(real, changed=str(real) == file.path))
+        configs.write_file(real, configs.save_text(self.tab, dict(values), dict(file.extras)))
+        recent.use(self.services.remembered, self.tab, real)
         gr.Info(self.words("Saved as {name}.", name=real.name))
-        return replace(file, path=str(real), name=real.name, values=dict(values))
+        saved = replace(file, path=str(real), name=real.name, values=dict(values), preset="", stamp=_stamp(real))
+        return [saved, channel(later=True, close=True), self.preset_update(saved), *self.form.patch({})]
+
+    def _ask_over(self, path: Path, changed: bool) -> dict[str, Any]:
+        words = self.words
+        said = words("{name} is already there. Replace it?", name=path.name)
+        if changed:
+            said = words("{name} was changed by something else since it was opened. Replace it?", name=path.name)
+        html = (
+            f'<div data-tab="{self.tab}"><p>{escape(said)}</p><p class="k-quiet k-where">{escape(str(path))}</p>'
+            f'<div class="k-foot"><button data-browse="{SAVE}">{words("Another name")}</button>'
+            f'<button class="k-main" data-ask="save_over" data-file="{escape(str(path))}">{words("Replace")}</button>'
+            "</div></div>"
+        )
+        return channel(sheet={"title": words("Save"), "html": html})
 
     def _reload(self, file: FileState) -> list[Any]:
-        if not file.path:
-            return self.opened(file, channel(later=True))
         try:
-            return self.open_path(file.path)
+            if file.path:
+                return self.open_path(file.path)
+            if file.preset:
+                # the preset may have been saved anew; what the person typed about places is in the old values
+                return self.take_preset(file.preset, {k: v for k, v in file.values.items() if k in self.form.fields})
         except UserError as error:
             gr.Warning(str(error))
             return self.unchanged()
+        return self.opened(file, channel(later=True))
+
+
+def recent_files(services: Services, tab: str) -> str:
+    """The files opened last, as rows on top of the dialog that opens one."""
+    files = recent.listed(services.remembered, tab, services.roots)
+    rows = "".join(
+        f'<button class="k-row" data-pick="{escape(str(path))}"><span>{escape(path.name)}</span>'
+        f"<small>{escape(str(path.parent))}</small></button>"
+        for path in files
+    )
+    if not rows:
+        return ""
+    return f'<h3>{services.words("Opened last")}</h3><div class="k-rows">{rows}</div>'
+
+
+def _plain(name: object) -> str:
+    """The last part of a file's name as a browser tells it."""
+    return Path(str(name or "").replace("\\", "/")).name
+
+
+def _stamp(path: Path) -> int:
+    """When a file was last changed, in nanoseconds; 0 if that cannot be told."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -119,25 +119,6 @@ def _copy(selector: str, words: Words) -> str:
     return f'<div class="k-foot"><button data-copy="{selector}">{words("Copy")}</button></div>'
 
 
-def compare_sheet(rows: Sequence[tuple[str, str, str, str]], left: str, tab: str, words: Words) -> str:
-    """Two columns of values side by side.
-
-    Args:
-        rows: (key, label, value here, value there) of every option that differs.
-        left: what the other side is called.
-        tab: the training tab, for the way to the field.
-    """
-    if not rows:
-        return f'<p class="k-quiet">{words("Nothing differs from {name}.", name=escape(left))}</p>'
-    head = f"<tr><th>{words('Field')}</th><th>{words('Here')}</th><th>{escape(left)}</th></tr>"
-    body = "".join(
-        f'<tr><td><button class="k-link" data-go="{escape(key)}" data-tab="{tab}">{escape(label)}</button></td>'
-        f"<td>{escape(here)}</td><td>{escape(there)}</td></tr>"
-        for key, label, here, there in rows
-    )
-    return f'<table class="k-table">{head}{body}</table>'
-
-
 def report_sheet(lines: Sequence[Any], words: Words) -> str:
     """What opening an older file renamed, repaired, kept aside or left out."""
     titles = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from kohya_gui.checks import PlanView
 from kohya_gui.form import Form
-from kohya_gui.tabs.config_bar import FileState
+from kohya_gui.tabs.sources import FileState
 
 # names of keys that may hold something nobody else should read; never kept in a browser
 _SECRET_WORDS = ("token", "password", "secret", "api_key")
@@ -80,6 +80,8 @@ def recall(start: str, kept: Any) -> tuple[FileState, dict[str, Any], Manner] | 
         name=str(file.get("name") or ""),
         values=values if isinstance(values, dict) else {},
         extras=extras if isinstance(extras, dict) else {},
+        preset=str(file.get("preset") or ""),
+        stamp=stamp if isinstance(stamp := file.get("stamp"), int) else 0,
     )
     plain = {str(key): value for key, value in contents.items() if isinstance(value, str | bool)}
     return state, plain, Manner(strict=bool(kept.get("strict")))

@@ -16,11 +16,12 @@ from kohya_gui.layouts import Layout
 from kohya_gui.services import Services
 from kohya_gui.tabs import plan as plan_view
 from kohya_gui.tabs import session
-from kohya_gui.tabs.config_bar import ConfigBar, FileState
+from kohya_gui.tabs.config_bar import ConfigBar, FileState, recent_files
 from kohya_gui.tabs.dataset import DatasetTab
 from kohya_gui.tabs.message import channel, join_script
 from kohya_gui.tabs.remarks import remarks
 from kohya_gui.tabs.session import Manner
+from kohya_gui.tabs.sources import DEFAULTS, FILE, FORM, PRESET
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.tabs import Tab, tab_fields
 
@@ -125,9 +126,7 @@ class TrainingTab:
             with gr.Row(elem_classes=["k-links"]):
                 self.show_command = gr.Button(self.words("Command"), elem_id=f"{name}-command", min_width=0)
                 self.show_toml = gr.Button("TOML", elem_id=f"{name}-toml", min_width=0)
-                self.show_compare = gr.Button(
-                    self.words("Compare with the file"), elem_id=f"{name}-compare", min_width=0
-                )
+                self.show_compare = gr.Button(self.words("Compare"), elem_id=f"{name}-compare", min_width=0)
         self.dataset.build_strip()
         self.refresh = gr.Button("", elem_id=f"{name}-refresh", visible="hidden")
         self.channel = widgets.html(
@@ -147,7 +146,10 @@ class TrainingTab:
             fact = facts.get(str(request.get("key")), {})
             path = request.get("path") or services.remembered.last_folder(str(request.get("key")))
             asked = {"path": path, "kind": fact.get("kind"), "name": fact.get("name", "")}
-            return pickers.dialog(services.roots, services.words, asked)
+            shown = pickers.dialog(services.roots, services.words, asked)
+            if fact.get("kind") == "open" and not request.get("path"):
+                shown["html"] = recent_files(services, self.spec.name) + shown["html"]
+            return shown
 
         def complete(request: dict[str, Any]) -> list[str]:
             return pickers.completions(services.roots, request)
@@ -192,8 +194,7 @@ class TrainingTab:
         if found is None:
             return [gr.skip(), *self.bar.unchanged()]
         file, contents, manner = found
-        named = file.name if not file.path and file.name in self.bar.presets else ""
-        return [manner, file, channel(later=True), named, *self.form.restore(contents)]
+        return [manner, file, channel(later=True), self.bar.preset_update(file), *self.form.restore(contents)]
 
     def _look(self, contents: tuple[Any, ...]) -> tuple[Collected, PlanView]:
         found = self.form.collect(contents)
@@ -234,9 +235,11 @@ class TrainingTab:
         """What the page's script asks for: set or reset fields, take a path, open a text."""
         asked: dict[str, Any] = dict(event._data or {})
         action, key = asked.get("do"), str(asked.get("key", ""))
-        if action == "reset" and key in self.form.fields:
-            before = file.values.get(key, self.form.fields[key].default)
-            return self.bar.unchanged(channel(later=True), {key: before})
+        if action == "reset":
+            known = self.form.fields
+            base = {} if asked.get("to") == "default" else file.values
+            before = {k: base.get(k, known[k].default) for k in asked.get("keys") or [key] if k in known}
+            return self.bar.unchanged(channel(later=True), before)
         if action == "set":
             wanted = {k: v for k, v in dict(asked.get("values") or {}).items() if k in self.form.fields}
             return self.bar.unchanged(channel(later=True, close=True), wanted)
@@ -246,9 +249,7 @@ class TrainingTab:
             return self.bar.unchanged(channel(later=True), {key: path})
         if action == "open_job":
             return self._open_job(str(asked.get("job", "")), asked.get("go"))
-        if action in ("pick", "open_text"):
-            return self.bar.act(asked, file, self.form.collect(contents).values)
-        return self.bar.unchanged()
+        return self.bar.act(asked, file, self.form.collect(contents).values)
 
     def _open_job(self, job: str, go: str | None) -> list[Any]:
         """Show the values a job was made from; a job that still waits leaves the queue, so that it does not run
@@ -299,9 +300,7 @@ class TrainingTab:
         values = self.form.applicable(found.values)
         words = self.words
         if kind == "compare":
-            rows = self.bar.differences(file, values)
-            sheet = plan_view.compare_sheet(rows, file.name or words("the defaults"), self.spec.name, words)
-            return channel(sheet={"title": words("Compare"), "html": sheet})
+            return self.bar.compare_sheet(FORM, FILE if file.name else DEFAULTS, file, found.values)
         try:
             made = command.build(self.spec.command, values, allow_plugins=self.services.jobs.allow_plugins)
         except UserError as error:
@@ -318,4 +317,6 @@ def starting_point(spec: TabSpec, services: Services) -> FileState:
     presets = configs.presets(spec.name)
     chosen = next((preset for preset in presets if preset.name == spec.start_preset), None)
     given = {} if services.start_name else dict(services.start)
-    return FileState(name=chosen.name if chosen else "", values={**(chosen.values if chosen else {}), **given})
+    if chosen is None:
+        return FileState(values=given)
+    return FileState(name=chosen.name, values={**chosen.values, **given}, preset=PRESET + chosen.name)

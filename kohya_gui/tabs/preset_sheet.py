@@ -1,0 +1,97 @@
+"""The dialog of presets: what each is for, and saving, renaming and deleting one's own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+
+from kohya_gui.configs import Preset
+from kohya_gui.localization import Words
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What stands in the dialog's fields while something is asked or said.
+
+    `said` is a sentence on top with, if need be, a button of its own (`offer` is its text, `offer_ask` what it asks
+    for, `offer_name` the preset it is about); `renaming` is the preset whose name is being typed.
+    """
+
+    name: str = ""
+    description: str = ""
+    places: bool = False
+    said: str = ""
+    offer: str = ""
+    offer_ask: str = ""
+    offer_name: str = ""
+    renaming: str = ""
+
+
+def sheet(tab: str, own: Mapping[str, Preset], shipped: Mapping[str, Preset], draft: Draft, words: Words) -> str:
+    """The dialog.
+
+    Args:
+        tab: the training tab.
+        own: the person's presets by source name.
+        shipped: those that come with the program.
+        draft: what was typed and is said.
+        words: the language.
+    """
+    said = ""
+    if draft.said:
+        offer = (
+            f' <button class="k-link" data-ask="{draft.offer_ask}" data-about="{escape(draft.offer_name)}" '
+            f'data-sure-now="1">{escape(draft.offer)}</button>'
+            if draft.offer
+            else ""
+        )
+        said = f'<p class="k-said" role="status">{escape(draft.said)}{offer}</p>'
+    rows = "".join(_own(source, preset, draft, words) for source, preset in own.items())
+    rows = rows or f'<p class="k-quiet">{words("None yet: fill in the form and save it as a preset.")}</p>'
+    others = "".join(_row(source, words(preset.name), preset, "", words) for source, preset in shipped.items())
+    return (
+        f'<div data-tab="{tab}">{said}{_save(draft, words)}'
+        f"<h3>{words('Your presets')}</h3>{rows}<h3>{words('Presets of this program')}</h3>{others}</div>"
+    )
+
+
+def _save(draft: Draft, words: Words) -> str:
+    checked = " checked" if draft.places else ""
+    kept = words("A preset keeps every setting that differs from the default, and never tokens or keys.")
+    return (
+        f"<details{' open' if draft.name else ''}><summary>{words('Save the form as a preset')}</summary>"
+        f'<div class="k-sides"><label>{words("Name")}<input name="name" maxlength="80" value="{escape(draft.name)}">'
+        f"</label><label>{words('What it is for')}"
+        f'<input name="description" maxlength="4000" value="{escape(draft.description)}"></label></div>'
+        f'<label class="k-check"><input type="checkbox" name="places"{checked}> '
+        f"{words('Also keep folders, files, names and prompts')}</label>"
+        f'<p class="k-quiet">{kept}</p>'
+        f'<div class="k-foot"><button class="k-main" data-ask="preset_save">{words("Save the preset")}</button></div>'
+        "</details>"
+    )
+
+
+def _row(source: str, label: str, preset: Preset, more: str, words: Words) -> str:
+    mark = escape(source)
+    acts = (
+        f'<button class="k-button" data-ask="preset_take" data-about="{mark}">{words("Take it")}</button>'
+        f'<button class="k-link" data-ask="compare" data-left="form" data-right="{mark}">'
+        f"{words('Compare')}</button>{more}"
+    )
+    text = f'<p class="k-quiet">{escape(preset.description)}</p>' if preset.description else ""
+    return f'<section class="k-preset-row"><div><b>{escape(label)}</b>{text}</div><div>{acts}</div></section>'
+
+
+def _own(source: str, preset: Preset, draft: Draft, words: Words) -> str:
+    mark = escape(source)
+    if draft.renaming == source:
+        return (
+            f'<section class="k-preset-row"><div class="k-foot"><input name="new_name" maxlength="80" '
+            f'aria-label="{words("New name")}" value="{escape(preset.name)}">'
+            f'<button class="k-main" data-ask="preset_rename" data-about="{mark}">{words("Rename")}</button></div>'
+            "</section>"
+        )
+    more = (
+        f'<button class="k-link" data-ask="preset_renaming" data-about="{mark}">{words("Rename")}</button>'
+        f'<button class="k-link" data-ask="preset_delete" data-about="{mark}">{words("Delete")}</button>'
+    )
+    return _row(source, preset.name, preset, more, words)

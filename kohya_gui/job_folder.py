@@ -10,6 +10,8 @@ from kohya_gui.command import Plan
 from sd_scripts.schema.errors import UserError
 
 EVENTS, CONTROL, CONFIG = "events.jsonl", "control", "config.toml"
+# what a data script keeps so that its files can be put back
+UNDO, KEPT = "undo.jsonl", "kept"
 
 
 def folder_name(name: str, job_id: str, moment: float) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from sd_scripts.data.image import load_picture
+from sd_scripts.schema.caption_edit import with_words
 from sd_scripts.schema.errors import UserError
 from sd_scripts.tools.common import Ticker, say
 from sd_scripts.tools.files import beside, some_pictures, write_caption
@@ -57,11 +58,13 @@ def describe(
     batch_size: int,
     threads: int | None,
     debug: bool,
+    words: tuple[str, str] = ("", ""),
 ) -> None:
-    """Write the caption of every picture as soon as there is one."""
+    """Write the caption of every picture as soon as there is one, with these words in front of it and behind it."""
     ticker, done = Ticker("captions", len(pictures)), 0
     for paths, images in read_ahead(pictures, batch_size, threads):
         for path, caption in zip(paths, captions_of(images), strict=True):
+            caption = with_words(words[0], caption, words[1])
             write_caption(beside(path, extension), f"{caption}\n")
             if debug:
                 say(f"{path} {caption}")

@@ -20,6 +20,7 @@ from sd_scripts.data.image import Picture, fit_bucket, load_picture, to_tensor
 from sd_scripts.data.npz import DAMAGED, read_arrays, write_arrays
 from sd_scripts.schema.buckets import Placement, Size
 from sd_scripts.schema.errors import UserError
+from sd_scripts.tools.report import report
 
 _AHEAD = 2  # batches read while one is encoded
 
@@ -123,6 +124,7 @@ def _write(work: Work, latents: Tensor, mirrored: Tensor | None) -> None:
     if mirrored is not None:
         arrays["latents_flipped"] = mirrored.numpy()
     try:
-        write_arrays(work.npz, arrays)
+        with report.writing(work.npz):
+            write_arrays(work.npz, arrays)
     except OSError as error:
         raise UserError(f"{work.npz} cannot be written: {error.strerror or error}.") from error

@@ -34,6 +34,7 @@ def work(options: BlipOptions) -> None:
             batch_size=options.batch_size,
             threads=options.max_data_loader_n_workers,
             debug=options.debug,
+            words=(options.prefix, options.postfix),
         )
     say_result(len(todo), left_out)
 

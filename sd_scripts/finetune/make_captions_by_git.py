@@ -83,6 +83,7 @@ def work(options: GitOptions) -> None:
             batch_size=options.batch_size,
             threads=options.max_data_loader_n_workers,
             debug=options.debug,
+            words=(options.prefix, options.postfix),
         )
     say_result(len(todo), left_out)
 

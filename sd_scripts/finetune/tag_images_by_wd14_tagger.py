@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from sd_scripts.schema.caption_edit import with_words
 from sd_scripts.schema.tools_captions import TaggerOptions
 from sd_scripts.tools.common import Ticker, run, say
 
@@ -43,7 +44,8 @@ def work(options: TaggerOptions) -> None:
                 counts.update(tags)
                 target = beside(path, extension)
                 existing = (read_text(target) or "") if options.append_tags else ""
-                write_caption(target, joined(existing, tags, options.caption_separator) + "\n")
+                text = joined(existing, tags, options.caption_separator)
+                write_caption(target, with_words(options.prefix, text, options.postfix) + "\n")
                 if options.debug:
                     say(f"{path} {tags}")
             done += len(paths)

@@ -4,7 +4,7 @@ Rules of these sections, beyond those of the trainers: an option with `flag=Fals
 of the class; one without a default whose type allows no None must be given; aliases are further spellings of a flag.
 """
 
-from .option import option, section
+from .option import Is, option, section
 
 OVERWRITE = "Write over files that are there already. Without it nothing is written if one is in the way."
 
@@ -90,15 +90,22 @@ class GroupImagesOptions:
 
     input_folder: str = option(None, "Folder with the pictures.", kind="folder", flag=False)
     output_folder: str = option(None, "Folder for the groups; it is made if missing.", kind="folder", flag=False)
-    group_size: int = option(None, "Pictures in a group; the last group may be smaller.", minimum=1, flag=False)
+    group_size: int = option(None, "Pictures in a group; the last group may be smaller.", minimum=1, step=1, flag=False)
     include_subfolders: bool = option(False, "Take the pictures of all folders below, too.")
     do_not_copy_other_files: bool = option(
-        False, "Leave out files of the same name with another ending, such as captions.", aliases=("no_copy",)
+        False,
+        "Leave out files of the same name with another ending, such as captions.",
+        label="Do not copy other files",
+        aliases=("no_copy",),
     )
-    pad: bool = option(False, "Fill up with black to the shape of the group instead of cropping.")
-    caption: bool = option(False, "Write a caption for every picture: the words of its folder's name.")
-    caption_ext: str = option(".txt", "Ending of these captions.")
-    overwrite: bool = option(False, OVERWRITE)
+    pad: bool = option(
+        False, "Fill up with black to the shape of the group instead of cropping.", label="Fill up instead of cropping"
+    )
+    caption: bool = option(
+        False, "Write a caption for every picture: the words of its folder's name.", label="Generate captions"
+    )
+    caption_ext: str = option(".txt", "Ending of these captions.", label="Caption extension", when=Is("caption", True))
+    overwrite: bool = option(False, OVERWRITE, label="Overwrite existing files")
 
 
 @section("Recommended group size")

@@ -10,6 +10,8 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from sd_scripts.schema.errors import UserError
@@ -17,6 +19,7 @@ from sd_scripts.schema.fields import allowed, convert
 from sd_scripts.schema.option import OptionField, section_fields
 from sd_scripts.schema.parse import default_text
 from sd_scripts.schema.suggest import nearest
+from sd_scripts.tools.report import report
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -102,18 +105,48 @@ def guarded(work: Callable[[Sequence[str]], None], argv: Sequence[str] | None, p
     """Work on the arguments; errors of people and of the file system become one sentence and exit code 2."""
     # bitsandbytes says on every CPU that a package of 4-bit kernels is missing, which nothing here uses.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    job_dir, arguments = job_dir_of(sys.argv[1:] if argv is None else argv)
+    with report.to(job_dir, prog) if job_dir is not None else nullcontext():
+        try:
+            code = _told(work, arguments, prog)
+        except BaseException as error:
+            if not isinstance(error, SystemExit):
+                # the trace stands in the console
+                report.tell("error", code="bug", message=f"{type(error).__name__}: {error}", hint="", key=None)
+                report.end("failed", str(error))
+            raise
+        report.end({0: "done", EXIT_INTERRUPTED: "stopped"}.get(code, "failed"))
+    return code
+
+
+def job_dir_of(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The job's folder, which the page gives to every script and no help names, and the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--job_dir", type=Path)
+    known, rest = parser.parse_known_args(list(argv))
+    return known.job_dir, rest
+
+
+def _told(work: Callable[[Sequence[str]], None], argv: Sequence[str], prog: str) -> int:
+    """The exit code; what went wrong is said in one sentence, on the console and to a job."""
+
+    def failed(message: str, hint: str = "", key: str | None = None) -> int:
+        report.tell("error", code="options", message=message, hint=hint, key=key)
+        return EXIT_USER_ERROR
+
     try:
-        work(sys.argv[1:] if argv is None else argv)
+        work(argv)
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr, flush=True)
-        return EXIT_USER_ERROR
+        return failed(error.message, error.hint, error.key)
     except BrokenPipeError:
         # The reader of our output went away, as `head` does; what is left to say goes nowhere.
         sys.stdout = open("/dev/null" if sys.platform != "win32" else "nul", "w")  # noqa: SIM115 - lives to the end
         return EXIT_USER_ERROR
     except OSError as error:
-        print(f"{prog}: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr, flush=True)
-        return EXIT_USER_ERROR
+        message = f"{error.filename or 'a file'}: {error.strerror or error}."
+        print(f"{prog}: {message}", file=sys.stderr, flush=True)
+        return failed(message)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
@@ -122,6 +155,7 @@ def guarded(work: Callable[[Sequence[str]], None], argv: Sequence[str] | None, p
 
 def say(text: str) -> None:
     """Print a line at once, whatever signs the terminal knows."""
+    report.result(text)
     encoding = sys.stdout.encoding or "utf-8"
     print(text.encode(encoding, "replace").decode(encoding), flush=True)
 
@@ -132,12 +166,16 @@ class Ticker:
     def __init__(self, what: str, total: int = 0) -> None:
         self._what, self._total = what, total
         self._last = time.monotonic()
+        if total:
+            report.phase(what, 0, total)
 
     def at(self, done: int, total: int | None = None) -> None:
         """So many are done, of so many where that was not known before."""
+        of = self._total if total is None else total
+        report.phase(self._what, done, of)
         if time.monotonic() - self._last >= _BETWEEN_LINES:
             self._last = time.monotonic()
-            say(f"{self._what}: {done} of {self._total if total is None else total}")
+            say(f"{self._what}: {done} of {of}")
 
 
 def counted(items: Sequence[_T], what: str) -> Iterator[_T]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from sd_scripts.schema.captions import decode_caption
 from sd_scripts.schema.errors import DataError, UserError
 from sd_scripts.schema.folders import IMAGE_EXTENSIONS, normalise_extension
+from sd_scripts.tools.report import report
 
 _NAMED = 3
 
@@ -81,7 +82,8 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
         if flush:
             with open(aside, "rb+") as file:
                 os.fsync(file.fileno())
-        os.replace(aside, path)
+        with report.writing(path):
+            os.replace(aside, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:

@@ -20,10 +20,17 @@ FLAGS: dict[str, dict[str, dict[str, Any]]] = json.loads(
 )
 TRAINING = {"tools/cache_latents.py", "tools/cache_text_encoder_outputs.py"}
 SMALL = sorted(set(FLAGS) - TRAINING)
+CAPTIONERS = {
+    "finetune/make_captions.py",
+    "finetune/make_captions_by_git.py",
+    "finetune/tag_images_by_wd14_tagger.py",
+}
 OURS = {
     "overwrite": set(SMALL),
     "keywords": {"tools/cleanup_captions.py"},
     "model_id": {"tools/blip2-for-sd/main.py"},
+    "prefix": CAPTIONERS,
+    "postfix": CAPTIONERS,
 }
 
 
@@ -73,10 +80,10 @@ def test_every_option_is_described(script: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FLAGS))
-def test_help_and_a_wrong_flag(name: str, script: Run) -> None:
-    helped = script(name, "--help")
+def test_help_and_a_wrong_flag(name: str, fresh_script: Run) -> None:
+    helped = fresh_script(name, "--help")
     assert helped.returncode == 0 and "usage:" in helped.stdout, helped.stderr
     positionals = ["1" for fact in FLAGS[name].values() if fact.get("positional")]
-    wrong = script(name, *positionals, "--no_such_flag")
+    wrong = fresh_script(name, *positionals, "--no_such_flag")
     assert wrong.returncode == 2, wrong.stderr
     assert "no_such_flag" in wrong.stderr and wrong.stderr.count("\n") == 1 and "Traceback" not in wrong.stderr

@@ -1,0 +1,151 @@
+"""One utility on the page: its form, Start, Dry run, Undo, and what came of it. The work is done by a job."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from kohya_gui import tools, widgets
+from kohya_gui.job_view import JobView
+from kohya_gui.prepare.looks import look
+from kohya_gui.prepare.undo import can_undo, undo_job
+from kohya_gui.services import Services
+from kohya_gui.tabs import results
+from kohya_gui.tabs.tool_form import QUIET, ToolForm, Where
+from kohya_gui.tools import Tool
+from sd_scripts.schema.errors import UserError
+
+TICK_SECONDS = 1.0
+
+
+def buttons(name: str, words: Any, start: str) -> tuple[gr.Button, gr.Button, gr.Button]:
+    """Start, Dry run, Undo in one row; `start` is the text of the first, already in the page's language."""
+    with gr.Row(elem_classes=["k-start", "k-tool-buttons"]):
+        run = gr.Button(start, variant="primary", elem_id=f"{name}-run", min_width=0, scale=0)
+        dry = gr.Button(words("Dry run"), elem_id=f"{name}-dry", min_width=0, scale=0)
+        undo = gr.Button(words("Undo"), elem_id=f"{name}-undo", min_width=0, scale=0)
+    return run, dry, undo
+
+
+class ToolPanel:
+    """One tool of `tools.TOOLS`. Sessions share the object, so it holds no state."""
+
+    def __init__(self, tool: Tool, services: Services, where: Where) -> None:
+        self.tool = tool
+        self.services = services
+        self.words = services.words
+        self.name = f"tool_{tool.name}"
+        self.fields = ToolForm(
+            self.name,
+            tools.tool_fields(tool),
+            services,
+            where,
+            start=tools.start_values(tool),
+            wide=tool.wide,
+            blanks=tool.blanks,
+        )
+
+    def build(self) -> None:
+        """Make the panel."""
+        with gr.Column(elem_classes=["k-card", "k-tool"]):
+            widgets.html(f'<p class="k-quiet">{self.words(self.tool.does)}</p>')
+            self.fields.build()
+            self.run, self.dry, self.undo = buttons(self.name, self.words, self.words(self.tool.button))
+            self.result = widgets.html("", elem_id=f"{self.name}-result", elem_classes=["k-result-card"])
+            self.job = gr.State("")
+            self.timer = gr.Timer(TICK_SECONDS, active=False)
+
+    def wire(self) -> None:
+        """Connect the buttons."""
+        self.fields.wire()
+        inputs = self.fields.form.inputs
+        self.run.click(
+            self._run,
+            inputs,
+            [self.result, self.fields.channel, self.job, self.timer],
+            trigger_mode="once",
+            **QUIET,
+        )
+        self.dry.click(self._dry, inputs, [self.result, self.fields.channel], trigger_mode="always_last", **QUIET)
+        self.undo.click(self._undo, None, [self.result], trigger_mode="once", **QUIET)
+        self.timer.tick(self._follow, [self.job], [self.result, self.timer], trigger_mode="once", **QUIET)
+
+    def outputs(self) -> list[Any]:
+        """What `opened` fills."""
+        return [self.fields.channel, *self.fields.form.inputs]
+
+    def opened(self, values: Mapping[str, Any], message: dict[str, Any]) -> list[Any]:
+        """The updates that show a job's values in the form."""
+        return [message, *self.fields.form.fill({**tools.start_values(self.tool), **values})]
+
+    # ------------------------------------------------------------------ what happens
+
+    def _values(self, contents: Sequence[Any]) -> dict[str, Any]:
+        found = self.fields.values(contents)
+        applies = self.fields.form.applicable(found)
+        return tools.resolved(self.tool, applies, self.services.roots)
+
+    def _dry(self, *contents: Any) -> list[Any]:
+        try:
+            html = results.look(look(self.tool, self._values(contents), self.words), self.words)
+            return [html, self.fields.message(contents)]
+        except UserError as error:
+            return [results.mistake(error, self.words), self.fields.message(contents, error)]
+
+    def _run(self, *contents: Any) -> list[Any]:
+        store = self.services.jobs
+        try:
+            values = self._values(contents)
+            # what the dry run would refuse need not become a failed job
+            look(self.tool, values, self.words)
+            folder = Path(str(values.get(self.tool.folder) or ""))
+            job = store.create(tools.build(self.tool.command, values), values, f"{self.tool.title} {folder.name}")
+            store.tick()
+        except UserError as error:
+            return [results.mistake(error, self.words), self.fields.message(contents, error), gr.skip(), gr.skip()]
+        html, _ = self._follow(job.id)
+        return [html, self.fields.message(contents), job.id, gr.Timer(active=True)]
+
+    def _follow(self, job: str) -> list[Any]:
+        try:
+            view = self.services.jobs.get(job)
+        except UserError as error:
+            return [results.mistake(error, self.words), gr.Timer(active=False)]
+        return [progress(view, self.words), gr.Timer(active=not view.over)]
+
+    def _undo(self) -> str:
+        try:
+            last = self._last()
+            return results.undone(undo_job(last.folder, self.services.roots), self.words)
+        except UserError as error:
+            return results.mistake(error, self.words)
+
+    def _last(self) -> JobView:
+        """The newest job of this tool whose files can be put back."""
+        store = self.services.jobs
+        for view in sorted(store.list(), key=lambda view: -view.created):
+            if store.spec(view.id).get("command") == self.tool.command and can_undo(view.folder):
+                if view.over:
+                    return view
+                raise UserError(f"{view.name} is still at work.", hint="Wait until it is over, or end it in Jobs.")
+        raise UserError("There is nothing to undo.")
+
+
+def progress(view: JobView, words: Any) -> str:
+    """How far a tool's job is, or what came of it."""
+    jobs = f'<button class="k-link" data-top="jobs">{words("Look at the jobs")}</button>'
+    if view.state == "waiting":
+        text, kind = words("number {n} in the queue", n=view.position or 1), ""
+    elif view.running:
+        counted = f" {view.phase_done:,} / {view.phase_of:,}" if view.phase_of and view.phase_done is not None else ""
+        text, kind = words(view.phase or "starting") + counted, ""
+    elif view.state == "done":
+        text, kind = view.end_reason or words("done"), "good"
+    elif view.error:
+        text, kind = f"{view.error} {view.hint}".strip(), "error"
+    else:
+        text, kind = words(view.state), ""
+    mark = f" k-say-{kind}" if kind else ""
+    return f'<p class="k-result-line{mark}" role="status">{escape(text)} {jobs}</p>'

@@ -10,6 +10,9 @@ from typing import Any
 from kohya_gui.localization import Words
 from sd_scripts.schema.errors import UserError
 
+NAME = "kohya"
+"""The login's name where only a password is given, or none."""
+
 LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 _SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 
@@ -43,6 +46,8 @@ class Exposure:
             if self.auth:
                 return words("Only this machine can reach the page, with a password.")
             return words("Only this machine can reach the page.")
+        if self.listen.strip("[]") in ("0.0.0.0", "::"):
+            return words("Everybody who reaches this machine over the network and has the password can open the page.")
         return words("Everybody who reaches {address} and has the password can open the page.", address=self.listen)
 
 
@@ -76,7 +81,7 @@ def decide(listen: str, share: bool, username: str, password: str) -> Exposure:
     if username:
         return Exposure(listen, share, (username, password), generated=False)
     if share or not is_loopback(listen):
-        return Exposure(listen, share, ("kohya", secrets.token_urlsafe(12)), generated=True)
+        return Exposure(listen, share, (NAME, secrets.token_urlsafe(12)), generated=True)
     return Exposure(listen, share, None, generated=False)
 
 

@@ -23,7 +23,7 @@ from kohya_gui.job_log import Curves, JobLog, console_lines, pace
 from kohya_gui.job_queue import QueueFile, clash, gpu_set
 from kohya_gui.job_view import JobView
 from kohya_gui.secret_store import SecretStore
-from kohya_gui.settings import SpeedHistory
+from kohya_gui.speeds import SpeedHistory
 from kohya_gui.supervisor import read_json, write_json
 from sd_scripts.events import REQUESTS, Control
 from sd_scripts.schema.errors import UserError
@@ -92,7 +92,7 @@ class JobStore:
         bound = command.build(plan.command, values, job_dir=folder, allow_plugins=self.allow_plugins)
         with told(f"The job's folder {folder} cannot be written"):
             write_command(folder, bound)
-            self.secrets.keep(bound.secrets)
+            self.secrets.keep(job_id, bound.secrets)
         spec = {
             "version": 1,
             "id": job_id,
@@ -159,7 +159,7 @@ class JobStore:
     def _launch(self, folder: Path, spec: Mapping[str, Any]) -> None:
         self._queue.drop(self._waiting(), str(spec["id"]))
         extra = {str(k): str(v) for k, v in (spec.get("env") or {}).items()}
-        extra |= self.secrets.environment(spec.get("secrets") or [])
+        extra |= self.secrets.environment(str(spec["id"]), spec.get("secrets") or [])
         try:
             self._children.append(job_process.launch(folder, job_process.clean_environment(os.environ, extra)))
         except OSError as error:
@@ -176,7 +176,7 @@ class JobStore:
                 self._measured.add(view.id)
                 found = pace(self._log(view.id, view.folder).refresh(), view.started)
                 if found is not None:
-                    self.speeds.add(view.id, self.values(view.id), *found)
+                    self.speeds.learn(view.id, self.spec(view.id), *found)
 
     def _reap(self) -> None:
         self._children = [child for child in self._children if child.poll() is None]
@@ -295,7 +295,7 @@ class JobStore:
 
     def _again(self, job_id: str, values: dict[str, Any], initial_step: int) -> Job:
         spec = self.spec(job_id)
-        values |= self.secrets.values(spec.get("secrets") or [])
+        values |= self.secrets.values(job_id, spec.get("secrets") or [])
         plan = command.build(str(spec["command"]), values, job_dir=None)
         name = str(values.get("output_name") or spec["name"])
         return self.create(plan, values, name, initial_step=initial_step)
@@ -337,6 +337,7 @@ class JobStore:
             view.folder.rename(gone)
             self._queue.drop(self._waiting(), job_id)
         shutil.rmtree(gone)
+        self.secrets.forget(job_id)
         with self._memory:
             for cache in (self._logs, self._specs, self._over):
                 cache.pop(job_id, None)

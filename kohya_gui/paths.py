@@ -13,6 +13,8 @@ _DRIVE = re.compile(r"^[A-Za-z]:")
 _DEVICES = re.compile(r"^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\..*)?$", re.IGNORECASE)
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 MOST_ENTRIES = 5000
+# hidden folders hold keys, tokens and start-up files; models that were downloaded lie in these
+_OPEN_HIDDEN = ((".cache", "huggingface", "hub"), (".cache", "torch", "hub"))
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ def _refuse_form(text: str) -> None:
             raise UserError(f"{part!r} is the name of a device, not of a file.", hint="Choose another name.")
 
 
+def _folded(parts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(part.casefold() for part in parts)
+
+
 class Roots:
     """The folders the page may read and write, links followed. Everything else is refused.
 
@@ -93,7 +99,23 @@ class Roots:
             raise UserError(
                 f"{text!r} lies outside the folders open to the page ({shown}).", hint="Choose a path inside them."
             )
+        self._refuse_hidden(real, text)
         return real
+
+    def _refuse_hidden(self, real: Path, text: str) -> None:
+        """Refuse what is hidden, or lies in a hidden folder, below every allowed folder that holds it."""
+        below = [real.relative_to(root).parts for root in self.folders if real.is_relative_to(root)]
+        parts = min(below, key=len)
+        hidden = [place for place, part in enumerate(parts) if part.startswith(".")]
+        if hidden and not any(_folded(parts[hidden[0] :])[: len(kept)] == kept for kept in _OPEN_HIDDEN):
+            raise UserError(
+                f"{text!r} is hidden or lies in a hidden folder, which the page does not open.",
+                hint="Choose another place, or open that folder with --allow_folder.",
+            )
+        if os.name == "nt" and any(":" in part or part != part.rstrip(" .") for part in parts):
+            raise UserError(
+                f"{text!r} is no plain name on Windows.", hint="Leave out colons, trailing dots and blanks."
+            )
 
     def allows(self, path: Path | str) -> bool:
         """Whether `inside` would accept the path."""

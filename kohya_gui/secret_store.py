@@ -1,48 +1,69 @@
-"""Tokens and keys that a trainer needs: kept in one file only its owner may read, handed over by environment only."""
+"""Tokens and keys that a trainer needs: kept job by job in files only their owner may read, handed over by environment
+only."""
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-FILE = ".secrets.json"
+FOLDER = ".secrets"
+# where earlier versions kept one value for all jobs
+SHARED = ".secrets.json"
 # option -> environment variable that the library behind it reads
 VARIABLES = {"wandb_api_key": "WANDB_API_KEY", "huggingface_token": "HF_TOKEN"}
+_ID = re.compile(r"[0-9a-f]{8}")
 
 
 class SecretStore:
-    """Environment variable -> value, in a file of mode 0600 in the jobs folder. Never shown, never logged."""
+    """Job -> environment variable -> value, in files of mode 0600 beside the job folders. Never shown, never logged.
+
+    They lie outside the job folders, since these are what people look into, copy and send to others.
+    """
 
     def __init__(self, root: Path) -> None:
-        self.path = root / FILE
+        self.root = root
 
-    def _read(self) -> dict[str, str]:
-        try:
-            stored = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return {str(k): str(v) for k, v in stored.items()} if isinstance(stored, dict) else {}
+    def _file(self, job: str) -> Path:
+        if not _ID.fullmatch(job):
+            raise ValueError(f"{job!r} is no id of a job")
+        return self.root / FOLDER / f"{job}.json"
 
-    def keep(self, secrets: Mapping[str, str]) -> None:
-        """Remember these variables; a newer value replaces an older one."""
+    def keep(self, job: str, secrets: Mapping[str, str]) -> None:
+        """Remember the variables of a job, in place of those it had.
+
+        Raises:
+            OSError: if the disk does not take it.
+        """
         if not secrets:
+            self.forget(job)
             return
-        temporary = self.path.with_name(f"{FILE}.{os.getpid()}.tmp")
+        target = self._file(job)
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
         handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({**self._read(), **secrets}, file)
-        os.replace(temporary, self.path)
+            json.dump(dict(secrets), file)
+        os.replace(temporary, target)
 
-    def environment(self, names: Iterable[str]) -> dict[str, str]:
-        """The wanted variables that are known."""
-        stored = self._read()
+    def environment(self, job: str, names: Iterable[str]) -> dict[str, str]:
+        """The wanted variables of a job that are known."""
+        stored = {**_read(self.root / SHARED), **_read(self._file(job))}
         return {name: stored[name] for name in names if name in stored}
 
-    def values(self, names: Iterable[str]) -> dict[str, str]:
+    def values(self, job: str, names: Iterable[str]) -> dict[str, str]:
         """The same as option values."""
-        known = self.environment(names)
+        known = self.environment(job, names)
         return {key: known[name] for key, name in VARIABLES.items() if name in known}
 
-    def forget(self) -> None:
-        """Delete all of them."""
-        self.path.unlink(missing_ok=True)
+    def forget(self, job: str) -> None:
+        """Delete those of a job."""
+        self._file(job).unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(name): str(value) for name, value in stored.items()} if isinstance(stored, dict) else {}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kohya_gui import password
 from sd_scripts.schema.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +34,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--server_port", type=int, default=0, metavar="PORT", help="port; 0 takes 7860 or the next free one")
     add("--username", default="", help="name of the login")
-    add("--password", default="", help="password of the login; made and printed where one is needed and none is given")
+    add(
+        "--password",
+        default="",
+        help="password of the login; better in the variable KOHYA_GUI_PASSWORD, or asked for if only --username is "
+        "given; made and printed where one is needed and none is given",
+    )
     add("--inbrowser", action="store_true", help="open the browser")
     add("--share", action="store_true", help="ask for a public address (with a login)")
     add("--do_not_share", action="store_true", help="overrides --share")
@@ -72,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from kohya_gui import cli
 
             return cli.main(words)
+        if argv is None:
+            password.leave_the_process_list(words)
         return serve(parser().parse_args(words))
     except UserError as error:
         print(error, file=sys.stderr)
@@ -97,14 +105,17 @@ def serve(options: argparse.Namespace) -> int:
 
     words = localization.load(options.language)
     share = options.share and not options.do_not_share
-    open_to = exposure.decide(options.listen, share, options.username, options.password)
+    secret = password.choose(options.username, options.password)
+    # a password in the environment alone is a login too
+    name = options.username or (exposure.NAME if secret and not options.password else "")
+    open_to = exposure.decide(options.listen, share, name, secret)
     home = (options.jobs_dir or PROJECT).expanduser().resolve()
     store = JobStore(home / "jobs", allow_plugins=options.allow_plugins)
     chosen = settings.load_settings(Path(options.config) if options.config else home / "config.toml")
     folders = [*_usual_folders(home), *options.allow_folder, *map(Path, chosen.allowed_paths)]
-    values, name, first = chosen.values, "", ""
+    values, start_name, first = chosen.values, "", ""
     if options.demo:
-        values, name, first = demo.prepare(PROJECT), demo.NAME, "jobs"
+        values, start_name, first = demo.prepare(PROJECT), demo.NAME, "jobs"
         demo.start(store, values)
     services = Services(
         roots=paths.Roots(folders),
@@ -116,10 +127,16 @@ def serve(options: argparse.Namespace) -> int:
         exposed=not open_to.local,
         headless=options.headless,
         start=values,
-        start_name=name,
+        start_name=start_name,
         first_tab=first,
     )
     return _run(options, services, open_to)
+
+
+def _shared(url: str | None) -> str:
+    if not url:
+        return "The shared link could not be made (see above); the page goes on without it."
+    return f"Shared as {url}: everybody who has this link and the login can train, read and write as you can."
 
 
 def _run(options: argparse.Namespace, services: "Services", open_to: "Exposure") -> int:
@@ -130,6 +147,8 @@ def _run(options: argparse.Namespace, services: "Services", open_to: "Exposure")
         open_to, port=options.server_port, inbrowser=options.inbrowser, root_path=options.root_path, debug=options.debug
     )
     print(f"The page is at {url}", flush=True)
+    if open_to.share:
+        print(_shared(page.blocks.share_url), flush=True)
     print(open_to.sentence(services.words), flush=True)
     if open_to.auth and open_to.generated:
         print(f"Log in as {open_to.auth[0]} with the password {open_to.auth[1]}", flush=True)

@@ -229,7 +229,7 @@ def test_secrets_reach_the_trainer_by_environment_and_stand_in_no_file_of_the_jo
     job = bench.add("fast", **values, max_train_steps=2)
     for path in job.folder.rglob("*"):
         assert not path.is_file() or secret not in path.read_text()
-    store = bench.store.root / ".secrets.json"
+    store = bench.store.root / ".secrets" / f"{job.id}.json"
     assert stat_mode(store) == 0o600
     spec = json.loads((job.folder / "spec.json").read_text())
     show = "import os; print(os.environ['WANDB_API_KEY'], os.environ['HF_TOKEN'])"

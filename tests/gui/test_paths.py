@@ -86,3 +86,26 @@ def test_a_missing_folder_names_the_nearest(tree: Path, roots: Roots) -> None:
 
 def test_names_sort_as_people_count() -> None:
     assert sorted(["10_a", "2_b", "B", "a"], key=natural) == ["2_b", "10_a", "a", "B"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "{}/open/.hidden", "{}/open/.ssh/id_rsa", "{}/open/10_cat/.git/config", "{}/open/.SSH /x", "{}/open/..x/y",
+        "{}/open/.secrets/0123abcd.json", "{}/open/to keys/id_rsa", "{}/open/.cache/huggingface/token", ".bashrc",
+        "{}/open/.cache/x",
+    ],
+)  # fmt: skip
+def test_what_is_hidden_is_refused_also_behind_a_link(tree: Path, roots: Roots, path: str) -> None:
+    (tree / "open/.ssh").mkdir()
+    (tree / "open/.ssh/id_rsa").write_text("key")
+    os.symlink(tree / "open/.ssh", tree / "open/to keys")
+    with pytest.raises(UserError, match="hidden"):
+        roots.inside(path.replace("{}", str(tree)))
+
+
+def test_downloaded_models_and_hidden_folders_that_were_opened_are_allowed(tree: Path) -> None:
+    roots = Roots([tree / "open", tree / "open/.data"])
+    assert roots.allows(f"{tree}/open/.cache/huggingface/hub/models--a/snapshots/1/unet")
+    assert roots.allows(f"{tree}/open/.data/x.json") and not roots.allows(f"{tree}/open/.data/.ssh/x")
+    assert roots.allows(f"{tree}/open/a.b/c") and roots.allows(f"{tree}/open")

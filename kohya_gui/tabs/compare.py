@@ -64,7 +64,7 @@ def sheet(form: Form, left: Source, right: Source, groups: Groups, words: Words)
     if rows:
         said = words("1 field differs.") if len(rows) == 1 else words("{n} fields differ.", n=len(rows))
     choices = (
-        f'<div class="k-sides"><label>{words("Left")}{select("left", groups, left.id)}</label>'
+        f'<div class="k-pair"><label>{words("Left")}{select("left", groups, left.id)}</label>'
         f"<label>{words('Right')}{select('right', groups, right.id)}</label></div>"
     )
     browse = f'<button class="k-link" data-browse="@compare">{words("Compare the form with a file")}</button>'

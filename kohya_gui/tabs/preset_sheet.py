@@ -12,14 +12,15 @@ from kohya_gui.localization import Words
 class Draft:
     """What stands in the dialog's fields while something is asked or said.
 
-    `said` is a sentence on top with, if need be, a button of its own (`offer` is its text, `offer_ask` what it asks
-    for, `offer_name` the preset it is about); `renaming` is the preset whose name is being typed.
+    `said` is a sentence on top (a complaint if `wrong`) with, if need be, a button of its own: `offer` is its text,
+    `offer_ask` what it asks for, `offer_name` the preset it is about. `renaming` is the preset that gets a new name.
     """
 
     name: str = ""
     description: str = ""
     places: bool = False
     said: str = ""
+    wrong: bool = False
     offer: str = ""
     offer_ask: str = ""
     offer_name: str = ""
@@ -44,7 +45,7 @@ def sheet(tab: str, own: Mapping[str, Preset], shipped: Mapping[str, Preset], dr
             if draft.offer
             else ""
         )
-        said = f'<p class="k-said" role="status">{escape(draft.said)}{offer}</p>'
+        said = f'<p class="{"k-said" if draft.wrong else "k-quiet"}" role="status">{escape(draft.said)}{offer}</p>'
     rows = "".join(_own(source, preset, draft, words) for source, preset in own.items())
     rows = rows or f'<p class="k-quiet">{words("None yet: fill in the form and save it as a preset.")}</p>'
     others = "".join(_row(source, words(preset.name), preset, "", words) for source, preset in shipped.items())
@@ -59,7 +60,7 @@ def _save(draft: Draft, words: Words) -> str:
     kept = words("A preset keeps every setting that differs from the default, and never tokens or keys.")
     return (
         f"<details{' open' if draft.name else ''}><summary>{words('Save the form as a preset')}</summary>"
-        f'<div class="k-sides"><label>{words("Name")}<input name="name" maxlength="80" value="{escape(draft.name)}">'
+        f'<div class="k-pair"><label>{words("Name")}<input name="name" maxlength="80" value="{escape(draft.name)}">'
         f"</label><label>{words('What it is for')}"
         f'<input name="description" maxlength="4000" value="{escape(draft.description)}"></label></div>'
         f'<label class="k-check"><input type="checkbox" name="places"{checked}> '

@@ -83,7 +83,7 @@ def sheet(form: Form, targets: Groups, chosen: str, words: Words) -> str:
     what = select("group", sections(form, words), EVERYTHING, ask="")
     to = select("to", targets, chosen, ask="")
     return (
-        f'<div data-tab="{escape(form.tab)}"><div class="k-sides"><label>{words("Reset")}{what}</label>'
+        f'<div data-tab="{escape(form.tab)}"><div class="k-pair"><label>{words("Reset")}{what}</label>'
         f"<label>{words('to')}{to}</label></div>"
         f'<label class="k-check"><input type="checkbox" name="keep_places" checked> '
         f"{words('Keep folders, file names and prompts')}</label>"

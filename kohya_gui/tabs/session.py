@@ -11,6 +11,9 @@ from kohya_gui.form import Form
 from kohya_gui.tabs.sources import FileState
 
 # names of keys that may hold something nobody else should read; never kept in a browser
+MOST_SIGNS = 300_000
+"""Longest text that a browser is asked to keep for a tab: it has about five million signs for the whole page."""
+_VERSION = 1
 _SECRET_WORDS = ("token", "password", "secret", "api_key")
 
 
@@ -52,10 +55,21 @@ def digest(file: FileState) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def keep(start: str, file: FileState, form: Form, contents: Sequence[Any], manner: Manner) -> dict[str, Any]:
-    """What the browser keeps: the fields as typed, and the file they belong to. No secrets."""
+def keep(start: str, file: FileState, form: Form, contents: Sequence[Any], manner: Manner) -> dict[str, Any] | None:
+    """What the browser keeps: the fields as typed, and the file they belong to. No secrets; None if it is too much."""
     said = asdict(replace(file, values=_harmless(form, file.values), extras=_harmless(form, file.extras)))
-    return {"start": start, "file": said, "contents": form.kept(contents), "strict": manner.strict}
+    kept = {
+        "version": _VERSION,
+        "start": start,
+        "file": said,
+        "contents": form.kept(contents),
+        "strict": manner.strict,
+    }
+    return kept if _fits(kept) else None
+
+
+def _fits(kept: Mapping[str, Any]) -> bool:
+    return len(json.dumps(kept, default=str)) <= MOST_SIGNS
 
 
 def _harmless(form: Form, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,9 +81,12 @@ def _harmless(form: Form, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def recall(start: str, kept: Any) -> tuple[FileState, dict[str, Any], Manner] | None:
-    """File, contents and manner from what a browser kept; None if there is nothing, or it belongs to another start."""
-    if not isinstance(kept, dict) or kept.get("start") != start:
+def recall(start: str, kept: Any, form: Form) -> tuple[FileState, dict[str, Any], Manner] | None:
+    """File, contents and manner from what a browser kept.
+
+    None if there is nothing, it is damaged or too much, or belongs to another start or another version of the page.
+    """
+    if not isinstance(kept, dict) or (kept.get("version"), kept.get("start")) != (_VERSION, start) or not _fits(kept):
         return None
     file, contents = kept.get("file"), kept.get("contents")
     if not isinstance(file, dict) or not isinstance(contents, dict):
@@ -83,5 +100,9 @@ def recall(start: str, kept: Any) -> tuple[FileState, dict[str, Any], Manner] | 
         preset=str(file.get("preset") or ""),
         stamp=stamp if isinstance(stamp := file.get("stamp"), int) else 0,
     )
-    plain = {str(key): value for key, value in contents.items() if isinstance(value, str | bool)}
+    plain = {
+        key: value
+        for key, value in contents.items()
+        if key in form.fields and isinstance(value, bool if form.fields[key].type == "bool" else str)
+    }
     return state, plain, Manner(strict=bool(kept.get("strict")))

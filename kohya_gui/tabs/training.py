@@ -190,7 +190,7 @@ class TrainingTab:
     # ------------------------------------------------------------------ what happens
 
     def _recall(self, kept: Any) -> list[Any]:
-        found = session.recall(session.digest(self.start_file), kept)
+        found = session.recall(session.digest(self.start_file), kept, self.form)
         if found is None:
             return [gr.skip(), *self.bar.unchanged()]
         file, contents, manner = found
@@ -316,7 +316,7 @@ def starting_point(spec: TabSpec, services: Services) -> FileState:
         return FileState(name=services.start_name, values=dict(services.start))
     presets = configs.presets(spec.name)
     chosen = next((preset for preset in presets if preset.name == spec.start_preset), None)
-    given = {} if services.start_name else dict(services.start)
+    given = {} if services.start_name else {**services.settings.values(spec.name), **services.start}
     if chosen is None:
         return FileState(values=given)
     return FileState(name=chosen.name, values={**chosen.values, **given}, preset=PRESET + chosen.name)

@@ -11,8 +11,8 @@ from kohya_gui.layout import complete
 from kohya_gui.layouts import LAYOUTS
 from kohya_gui.localization import Words
 from kohya_gui.tabs import plan, session
-from kohya_gui.tabs.config_bar import FileState
 from kohya_gui.tabs.session import Manner
+from kohya_gui.tabs.sources import FileState
 from sd_scripts.schema.tabs import tab_fields
 
 LAYOUT = LAYOUTS["lora"]
@@ -52,16 +52,43 @@ def test_a_browser_keeps_what_was_typed_but_no_secret(form: Form) -> None:
     file = FileState("/a/b.json", "b.json", {"seed": 3, "wandb_api_key": "s3cret"}, {"my_token": "s3cret", "x": 1})
     kept = json.loads(json.dumps(session.keep("start", file, form, contents, Manner(strict=True))))
     assert "s3cret" not in json.dumps(kept)
-    found = session.recall("start", kept)
+    found = session.recall("start", kept, form)
     assert found is not None
     state, back, manner = found
     assert back == {"learning_rate": "fast", "enable_bucket": True} and manner.strict
     assert (state.path, state.name, state.values, state.extras) == ("/a/b.json", "b.json", {"seed": 3}, {"x": 1})
 
 
-@pytest.mark.parametrize("kept", [None, "x", {"start": "other"}, {"start": "start", "file": 1}, {"start": "start"}])
-def test_what_belongs_to_another_start_is_not_brought_back(kept: object) -> None:
-    assert session.recall("start", kept) is None
+@pytest.mark.parametrize(
+    "kept",
+    [
+        None,
+        "x",
+        {},
+        {"version": 1, "start": "other", "file": {}, "contents": {}},
+        {"version": 0, "start": "start", "file": {}, "contents": {}},
+        {"start": "start", "file": {}, "contents": {}},
+        {"version": 1, "start": "start", "file": 1, "contents": {}},
+        {"version": 1, "start": "start", "file": {}, "contents": "damaged"},
+        {"version": 1, "start": "start"},
+        {"version": 1, "start": "start", "file": {}, "contents": {"caption_prefix": "x" * 300_000}},
+    ],
+)
+def test_what_is_damaged_or_of_another_start_is_not_brought_back(form: Form, kept: object) -> None:
+    assert session.recall("start", kept, form) is None
+
+
+def test_contents_that_no_field_can_show_are_left_out(form: Form) -> None:
+    contents = {"learning_rate": True, "enable_bucket": "yes", "gone": "x", "seed": "7", "caption_prefix": ["a"]}
+    kept = {"version": 1, "start": "start", "file": {"stamp": "x", "values": []}, "contents": contents}
+    found = session.recall("start", kept, form)
+    assert found is not None and found[1] == {"seed": "7"} and found[0] == FileState()
+
+
+def test_a_form_of_endless_texts_is_not_kept(form: Form) -> None:
+    contents = [form.kept_default(key) for key in form.keys]
+    contents[form.keys.index("sample_prompt_text")] = "word " * 100_000
+    assert session.keep("start", FileState(), form, contents, Manner()) is None
 
 
 def test_a_mend_is_offered_where_a_newcomer_looks() -> None:

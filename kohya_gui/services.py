@@ -9,7 +9,7 @@ from typing import Any
 from kohya_gui.jobs import JobStore
 from kohya_gui.localization import Words
 from kohya_gui.paths import Roots
-from kohya_gui.settings import Remembered
+from kohya_gui.settings import Remembered, Settings
 from kohya_gui.tensorboard import TensorBoard
 
 
@@ -17,11 +17,10 @@ from kohya_gui.tensorboard import TensorBoard
 class Services:
     """Made once at start, shared by all tabs and sessions; holds nothing that belongs to one session.
 
-    `home` is the folder for the page's own files (saved configurations, thumbnails). `start` are values the tabs open
-    with (over their preset; or, if `start_name` names where they come from, `start_tab` alone opens with just them);
-    `first_tab` is the tab shown first
-    ("" for the first one). `reach` says in one sentence who can open the page. `headless` is accepted for old scripts:
-    the page never opens a dialog on the desktop anyway.
+    `home` is the folder for the page's own files (saved configurations, thumbnails). `settings` are those of
+    config.toml. `start` are values that `start_tab` opens with, if `start_name` names where they come from (the demo);
+    `first_tab` is the tab shown first ("" for the first one). `reach` says in one sentence who can open the page.
+    `headless` is accepted for old scripts: the page never opens a dialog on the desktop anyway.
     """
 
     roots: Roots
@@ -32,6 +31,7 @@ class Services:
     reach: str = ""
     exposed: bool = False
     headless: bool = False
+    settings: Settings = field(default_factory=Settings)
     start: Mapping[str, Any] = field(default_factory=dict)
     start_name: str = ""
     start_tab: str = "lora"

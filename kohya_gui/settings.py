@@ -1,96 +1,198 @@
-"""The page's own memory: start-up defaults from config.toml, folders used last, and how fast this machine trains."""
+"""The page's own memory: start-up defaults from config.toml, and folders used last."""
 
 import json
-import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kohya_gui.migrate import ReportLine, modernise
+from kohya_gui import config_toml
+from kohya_gui.config_toml import table
+from kohya_gui.draft import Draft, ReportLine
+from kohya_gui.layouts.shared import SET_BY_PAGE
+from kohya_gui.migrate import modernise, read_values
 from kohya_gui.supervisor import write_json
 from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.fields import complete
+from sd_scripts.schema.option import OptionField
+from sd_scripts.schema.suggest import nearest
+from sd_scripts.schema.tabs import TABS, find_tab, tab_aliases, tab_fields
 
-# tables of config.toml whose keys are options of the training tabs, in the order in which they count
-_TABLES = (
-    "model",
-    "folders",
-    "accelerate_launch",
-    "basic",
-    "advanced",
-    "samples",
-    "network",
-    "training",
-    "save",
-    "sdxl",
-)
-_PREFIXED = ("metadata", "huggingface")
-_FOLDER_KEYS = {
-    "model.models_dir": "pretrained_model_name_or_path",
-    "advanced.vae_dir": "vae",
-    "advanced.state_dir": "resume",
-    "advanced.log_tracker_config_dir": "log_tracker_config",
-    "config_dir": "config_file",
-    "configuration.config_dir": "config_file",
+CONFIG_NAME = "config.toml"
+THEMES = ("light", "dark")
+# older names that a step of the migration reads
+_MIGRATED = frozenset(
+    (
+        "v2", "v_parameterization", "sdxl", "use_8bit_adam", "use_wandb", "sdxl_no_half_vae",
+        "sdxl_cache_text_encoder_outputs", "stop_text_encoder_training",
+    )
+)  # fmt: skip
+_OWN = {
+    "settings": ("theme", "language", "enable_info_tooltip", "use_shell"),
+    "server": ("allowed_paths",),
 }
-MOST_SPEEDS = 500
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What config.toml says: first values of the form, folders where the browse dialog starts, folders to open up."""
+    """What config.toml says.
 
-    values: dict[str, Any] = field(default_factory=dict)
-    start_folders: dict[str, str] = field(default_factory=dict)
+    `defaults` are the first values of each tab's form, `start_folders` where dialogs begin (by field), `allowed_paths`
+    folders to open to the page. `theme` is "light", "dark" or "" for the browser's, `language` "" for the usual one.
+    `report` tells what was not understood.
+    """
+
+    path: Path | None = None
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    start_folders: Mapping[str, str] = field(default_factory=dict)
     allowed_paths: list[str] = field(default_factory=list)
+    theme: str = ""
+    language: str = ""
+    tooltips: bool = True
     report: list[ReportLine] = field(default_factory=list)
 
+    def values(self, tab: str) -> dict[str, Any]:
+        """The first values of a tab's form, over those of its preset."""
+        return dict(self.defaults.get(tab, {}))
 
-def load_settings(path: Path, command: str = "train_network") -> Settings:
+
+def load_settings(path: Path) -> Settings:
     """The start-up settings in a config.toml of kohya_ss or of ours; a missing file holds none.
 
     Raises:
         UserError: if the file is there but cannot be read as TOML.
     """
-    if not path.is_file():
-        return Settings()
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        hint = "Write Windows paths in single quotes, as 'C:\\pictures'."
-        raise UserError(f"The settings file {path} cannot be read: {error}.", hint=hint) from error
+    content = config_toml.read(path)
+    report: list[ReportLine] = []
+    defaults = {tab: found for tab in TABS if (found := _tab_values(content, tab, report))}
+    _report_rest(content, report)
+    settings = table(content, "settings")
+    theme, language = settings.get("theme"), settings.get("language")
+    allowed = table(content, "server").get("allowed_paths")
+    return Settings(
+        path=path,
+        defaults=defaults,
+        start_folders=_start_folders(content),
+        allowed_paths=[item for item in allowed if isinstance(item, str)] if isinstance(allowed, list) else [],
+        theme=theme if theme in THEMES else "",
+        language=language if isinstance(language, str) else "",
+        tooltips=settings.get("enable_info_tooltip") is not False,
+        report=list(dict.fromkeys(report)),
+    )
+
+
+def form_fields(tab: str) -> dict[str, OptionField]:
+    """The fields that a person can set on a tab.
+
+    Raises:
+        UserError: if there is no such tab.
+    """
+    return {key: option for key, option in tab_fields(find_tab(tab).name).items() if key not in SET_BY_PAGE}
+
+
+def check_default(tab: str, key: str, text: str) -> Any:
+    """A default as it may be kept in the settings, from the text typed for it.
+
+    Raises:
+        UserError: if the tab has no such field, the value is none of its, or it is a secret.
+    """
+    known = form_fields(tab)
+    if key not in known:
+        raise UserError(f"The {TABS[tab].title} tab has no field {key!r}.", hint=nearest(key, known))
+    if known[key].kind == "secret":
+        raise UserError(f"{known[key].label} is a secret, which is kept in no settings.", key)
+    draft = Draft({key: text}, tab)
+    read_values(draft)
+    if draft.report:
+        raise UserError(draft.report[0].message.removesuffix(" It is left at its default."), key)
+    if key not in draft.values:
+        raise UserError(f"{known[key].label} needs a value.", key, "Remove the default to go back to the usual one.")
+    return draft.values[key]
+
+
+def _named(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of one table, under the options' names; "" for those that stand in no table."""
+    if not name:
+        return {key: value for key, value in content.items() if not isinstance(value, dict)}
+    short = config_toml.PREFIXED.get(name, ())
+    return {f"{name}_{key}" if key in short else key: value for key, value in table(content, name).items()}
+
+
+def _tab_values(content: Mapping[str, Any], tab: str, report: list[ReportLine]) -> dict[str, Any]:
+    """The first values of one tab: what holds for several tabs, and over that its own table of defaults."""
+    known = {*form_fields(tab), *tab_aliases(tab), *_MIGRATED}
     raw: dict[str, Any] = {}
-    for table in _TABLES:
-        raw |= _table(content, table)
-    for table in _PREFIXED:
-        raw |= {f"{table}_{key.removeprefix(table + '_')}": value for key, value in _table(content, table).items()}
-    raw |= {key: value for key, value in content.items() if not isinstance(value, dict)}
-    folders = {}
-    for name, key in _FOLDER_KEYS.items():
-        table, _, last = name.rpartition(".")
-        value = _table(content, table).get(last) if table else content.get(last)
+    for name, tabs in config_toml.FOR_TABS.items():
+        if tab in tabs:
+            raw |= _named(name, content)
+    raw |= _named("", content)
+    draft = modernise({key: value for key, value in raw.items() if key in known}, tab)
+    report += [line for line in draft.report if line.kind == "repaired" and line.key in draft.extras]
+    values = {key: value for key, value in draft.values.items() if value is not None}
+    chosen = table(content, "defaults", tab)
+    for key in SET_BY_PAGE & chosen.keys():
+        del chosen[key]
+        report.append(ReportLine("retired", f"defaults.{tab}.{key}", f"{key} can have no default."))
+    own = Draft(chosen, tab)
+    read_values(own)
+    report += [ReportLine(line.kind, f"defaults.{tab}.{line.key}", line.message) for line in own.report]
+    secret = {key for key in own.values if tab_fields(tab)[key].kind == "secret"}
+    return {**values, **{key: value for key, value in own.values.items() if key not in secret}}
+
+
+def _start_folders(content: Mapping[str, Any]) -> dict[str, str]:
+    found = {}
+    for name, key in config_toml.START_FOLDERS.items():
+        *tables, last = name.split(".")
+        value = table(content, *tables).get(last) if tables else content.get(last)
         if isinstance(value, str) and value:
-            folders[key] = value
-        raw.pop(last, None)
-    draft = modernise(raw, command)
-    draft.values.pop("max_train_steps", None) if draft.values.get("max_train_steps") is None else None
-    allowed = _table(content, "server").get("allowed_paths")
-    paths = [item for item in allowed if isinstance(item, str)] if isinstance(allowed, list) else []
-    return Settings(draft.values, folders, paths, draft.report)
+            found[key] = value
+    own = table(content, "start_folders")
+    return found | {key: value for key, value in own.items() if isinstance(value, str) and value}
 
 
-def _table(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    found = content.get(name)
-    return dict(found) if isinstance(found, dict) else {}
+def _report_rest(content: Mapping[str, Any], report: list[ReportLine]) -> None:
+    """What means nothing here: other families' tables, keys without effect, keys that nobody knows."""
+    for name, family in config_toml.FAMILY_TABLES.items():
+        if name in content:
+            report.append(ReportLine("kept", name, f"The table {name} is for {family}, which is not here."))
+    for name in config_toml.TOOL_TABLES:
+        if name in content:
+            report.append(ReportLine("kept", name, f"The table {name} has no effect: tools keep what was typed last."))
+    known = {key for tab in TABS for key in (*tab_fields(tab), *tab_aliases(tab))} | _MIGRATED
+    for name, value in content.items():
+        if name in (*config_toml.FAMILY_TABLES, *config_toml.TOOL_TABLES, "defaults", "start_folders"):
+            continue
+        if not isinstance(value, dict):
+            _report_key(name, {name}, known, report)
+        elif name in _OWN:
+            for key in value:
+                _report_key(f"{name}.{key}", {key}, set(_OWN[name]), report)
+        elif name in (*config_toml.FOR_TABS, "configuration"):
+            for key in value:
+                short = key in config_toml.PREFIXED.get(name, ())
+                _report_key(f"{name}.{key}", {f"{name}_{key}" if short else key}, known, report)
+        else:
+            report.append(ReportLine("unknown", name, f"The table {name} is not known here."))
+    for name in table(content, "defaults"):
+        if name not in TABS:
+            report.append(ReportLine("unknown", f"defaults.{name}", f"There is no tab {name!r}. {nearest(name, TABS)}"))
+
+
+def _report_key(name: str, names: set[str], known: set[str], report: list[ReportLine]) -> None:
+    reason = config_toml.WITHOUT_EFFECT.get(name)
+    if reason:
+        report.append(ReportLine("retired", name, f"{name} has no effect: {reason}."))
+    elif not names & known and name not in config_toml.START_FOLDERS:
+        hint = nearest(name.rpartition(".")[2], known)
+        report.append(ReportLine("unknown", name, f"{name} is not known here. {hint}".strip()))
 
 
 class Remembered:
     """Small facts that the page keeps between starts, such as the folder used last for each field."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, start_folders: Mapping[str, str] | None = None) -> None:
         self.path = path
+        self.start_folders = dict(start_folders or {})
 
     def all(self) -> dict[str, Any]:
         """Everything remembered."""
@@ -113,79 +215,12 @@ class Remembered:
             return
 
     def last_folder(self, key: str) -> str:
-        """The folder last used for a field, or the one used last at all."""
-        folders = self.get("folders", {})
-        return str(folders.get(key) or folders.get("") or "") if isinstance(folders, dict) else ""
+        """The folder last used for a field, or the one that the settings name, or the one used last at all."""
+        stored = self.get("folders", {})
+        folders = stored if isinstance(stored, dict) else {}
+        return str(folders.get(key) or self.start_folders.get(key) or folders.get("") or "")
 
     def use_folder(self, key: str, folder: str) -> None:
         """Remember the folder used for a field."""
         folders = self.get("folders", {})
         self.put("folders", {**(folders if isinstance(folders, dict) else {}), key: folder, "": folder})
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How a past job of this machine ran: what decides its speed, seconds a step, and seconds before the first step."""
-
-    work: float
-    traits: str
-    seconds: float
-    overhead: float
-
-
-def traits_of(values: Mapping[str, Any]) -> tuple[float, str]:
-    """Pictures times area in one step (one 512x512 picture is 1), and the settings that matter most for speed."""
-    full = complete("train_network", {key: value for key, value in values.items() if value is not None})
-    sides = [
-        int(part)
-        for part in str(full.get("resolution") or "512").replace("x", ",").split(",")
-        if part.strip().isdigit()
-    ]
-    area = (sides[0] * sides[-1] if sides else 512 * 512) / (512 * 512)
-    work = area * int(full["train_batch_size"]) * int(full["gradient_accumulation_steps"])
-    names = ("mixed_precision", "gradient_checkpointing", "network_train_unet_only", "LoRA_type", "fp8_base", "gpu_ids")
-    return work, json.dumps(
-        [full.get(name) for name in names] + [os.path.basename(str(full.get("pretrained_model_name_or_path")))]
-    )
-
-
-class SpeedHistory:
-    """Speeds of this machine's finished jobs, in a file that outlives them."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def _stored(self) -> dict[str, Any]:
-        return Remembered(self.path).all()
-
-    def known(self) -> set[str]:
-        """Ids of the jobs that are in the file."""
-        return set(self._stored())
-
-    def add(self, job_id: str, values: Mapping[str, Any], seconds: float, overhead: float) -> None:
-        """Remember a job's seconds a step and the seconds before its first step."""
-        work, traits = traits_of(values)
-        stored = self._stored()
-        stored[job_id] = {"work": work, "traits": traits, "seconds": seconds, "overhead": overhead}
-        kept = dict(list(stored.items())[-MOST_SPEEDS:])
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, kept)
-
-    def seconds(self, values: Mapping[str, Any], steps: int) -> tuple[float, int] | None:
-        """About how many seconds a run takes, and from how many past jobs that is known; None without a similar job."""
-        work, traits = traits_of(values)
-        similar = [item for item in self._speeds() if item.traits == traits and 0.5 <= work / max(item.work, 1e-9) <= 2]
-        if not similar:
-            return None
-        recent = similar[-5:]
-        each = sum(item.seconds / item.work for item in recent) / len(recent) * work
-        return each * steps + sum(item.overhead for item in recent) / len(recent), len(recent)
-
-    def _speeds(self) -> list[Speed]:
-        found = []
-        for item in self._stored().values():
-            if isinstance(item, dict) and all(
-                isinstance(item.get(k), int | float) for k in ("work", "seconds", "overhead")
-            ):
-                found.append(Speed(item["work"], str(item.get("traits")), item["seconds"], item["overhead"]))
-        return found

@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kohya_gui import password
 from sd_scripts.schema.errors import UserError
@@ -13,6 +13,7 @@ from sd_scripts.schema.errors import UserError
 if TYPE_CHECKING:
     from kohya_gui.exposure import Exposure
     from kohya_gui.services import Services
+    from kohya_gui.settings import Settings
 
 PROJECT = Path(__file__).resolve().parent.parent
 SUBCOMMANDS = ("train", "command", "check", "jobs")
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     add("--debug", action="store_true", help="show tracebacks of the page's own mistakes")
     add("--demo", action="store_true", help="make the small demo project, fill it in and start its training")
     add("--jobs_dir", type=Path, metavar="FOLDER", help="where the folder of job folders lies (default: the project)")
+    add("--config", type=Path, metavar="FILE", help="settings file (default: config.toml in the folder of the jobs)")
     add(
         "--allow_plugins",
         action="store_true",
@@ -65,8 +67,7 @@ def parser() -> argparse.ArgumentParser:
     )
     for old in ("--use-ipex", "--use-rocm", "--do_not_use_shell", "--noverify"):
         add(old, action="store_true", help=argparse.SUPPRESS)
-    for old in ("--config", "--requirements"):
-        add(old, help=argparse.SUPPRESS)
+    add("--requirements", help=argparse.SUPPRESS)
     return made
 
 
@@ -96,6 +97,23 @@ def _usual_folders(home: Path) -> list[Path]:
     return [folder for folder in found if folder.resolve() != Path(folder.resolve().anchor)]
 
 
+def _settings(named: Path | None, home: Path) -> "Settings":
+    """The settings in the file that was named, or in the usual one; what is not understood is said in the terminal.
+
+    Raises:
+        UserError: if a named file is missing, or the file cannot be read.
+    """
+    from kohya_gui import settings
+
+    path = named.expanduser() if named is not None else home / settings.CONFIG_NAME
+    if named is not None and not path.is_file():
+        raise UserError(f"The settings file {path} does not exist.", hint="Choose another one with --config.")
+    found = settings.load_settings(path)
+    for line in found.report:
+        print(f"{path.name}: {line.message}", file=sys.stderr)
+    return found
+
+
 def serve(options: argparse.Namespace) -> int:
     """Start the page and keep it running until Ctrl+C."""
     # imported here: the flags' help and mistakes in them should not wait for the web server's import
@@ -103,17 +121,18 @@ def serve(options: argparse.Namespace) -> int:
     from kohya_gui.jobs import JobStore
     from kohya_gui.services import Services
 
-    words = localization.load(options.language)
+    home = (options.jobs_dir or PROJECT).expanduser().resolve()
+    chosen = _settings(options.config, home)
+    words = localization.load(options.language or chosen.language or None)
     share = options.share and not options.do_not_share
     secret = password.choose(options.username, options.password)
     # a password in the environment alone is a login too
     name = options.username or (exposure.NAME if secret and not options.password else "")
     open_to = exposure.decide(options.listen, share, name, secret)
-    home = (options.jobs_dir or PROJECT).expanduser().resolve()
     store = JobStore(home / "jobs", allow_plugins=options.allow_plugins)
-    chosen = settings.load_settings(Path(options.config) if options.config else home / "config.toml")
     folders = [*_usual_folders(home), *options.allow_folder, *map(Path, chosen.allowed_paths)]
-    values, start_name, first = chosen.values, "", ""
+    values: dict[str, Any] = {}
+    start_name, first = "", ""
     if options.demo:
         values, start_name, first = demo.prepare(PROJECT), demo.NAME, "jobs"
         demo.start(store, values)
@@ -122,7 +141,8 @@ def serve(options: argparse.Namespace) -> int:
         jobs=store,
         words=words,
         home=home,
-        remembered=settings.Remembered(store.root / ".page.json"),
+        remembered=settings.Remembered(store.root / ".page.json", chosen.start_folders),
+        settings=chosen,
         reach=open_to.sentence(words),
         exposed=not open_to.local,
         headless=options.headless,

@@ -4,34 +4,43 @@ One law decides what is sent: an option goes into the TOML if and only if it app
 from the trainer's default.
 """
 
-import math
 import os
-import re
-import shlex
-import subprocess
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kohya_gui import launch_args, machine
+from kohya_gui import launch_args, lengths, machine, metadata_steps, model_kind
+from kohya_gui.command_line import printable
+from kohya_gui.further import OURS, further_flags, without_secrets
 from kohya_gui.migrate import is_off
 from kohya_gui.secret_store import VARIABLES
-from sd_scripts.schema.commands import COMMANDS
 from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.fields import complete, convert, fields, find_command, split_words, trainer_fields
-from sd_scripts.schema.folders import scan_class_folders
+from sd_scripts.schema.fields import convert, fields, find_command, trainer_fields
 from sd_scripts.schema.loratypes import LORA_TYPES
 from sd_scripts.schema.option import OptionField
-from sd_scripts.schema.parse import build_parser
 from sd_scripts.schema.suggest import nearest
+from sd_scripts.schema.tabs import switch_of, tab_complete, tab_of, tab_options, trainer_of
 from sd_scripts.schema.toml_text import dumps
 
+__all__ = ["OURS", "Plan", "Step", "build", "further_flags", "printable", "trainer", "typed", "without_secrets"]
+
 PROJECT = Path(__file__).resolve().parent.parent
+# on the command line only: the trainer takes it from no file
+PLUGINS = ("--allow_plugins",)
 PROMPTS_FILE = "prompts.txt"
 CONFIG_FILE = "config.toml"
-# set by us for every job, never taken from a form, a file or further flags
-_OURS = ("config_file", "output_config", "job_dir", "allow_plugins")
+# the network's module follows from the LoRA type, although only the custom type has a field for it
+_WORKED_OUT = ("network_module", "use_object_template", "use_style_template")
+_TEMPLATES = {"object template": "use_object_template", "style template": "use_style_template"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A program that runs before the trainer in the same job; `name` is what people call this phase."""
+
+    name: str
+    argv: list[str]
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Plan:
 
     `argv` starts with the Python program; `toml_text` belongs into the file that argv names, and `files` (name -> text)
     beside it. `secrets` are environment variables that must appear nowhere else. `notes` are sentences for people.
+    `before` runs first, in order, each program only if the one before it went well.
     """
 
     command: str
@@ -50,24 +60,16 @@ class Plan:
     notes: list[str]
     files: dict[str, str] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict)
+    before: list[Step] = field(default_factory=list)
 
     def line(self, windows: bool | None = None) -> str:
-        """The command as one line to paste into a terminal (sh; on Windows cmd)."""
-        return printable(self.argv, self.env, os.name == "nt" if windows is None else windows)
+        """The command as one line to paste into a terminal (sh; on Windows cmd), with what runs before it.
 
-
-def printable(argv: Sequence[str], env: Mapping[str, str], windows: bool) -> str:
-    """One line that runs argv with these variables set, quoted for sh or for Windows' cmd."""
-    if not windows:
-        return shlex.join(["env", *(f"{name}={value}" for name, value in env.items()), *argv])
-    settings = "".join(f'set "{name}={value}" && ' for name, value in env.items())
-    return settings + " ".join(_cmd_quoted(part) for part in argv)
-
-
-def _cmd_quoted(part: str) -> str:
-    quoted = subprocess.list2cmdline([part])
-    # cmd gives these signs a meaning outside quotes, which list2cmdline does not know
-    return f'"{quoted}"' if quoted == part and re.search(r"[&|<>^()%!;,=]", part) else quoted
+        Raises:
+            UserError: if a path holds a sign that cmd cannot be told.
+        """
+        steps = [step.argv for step in self.before]
+        return printable(self.argv, self.env, os.name == "nt" if windows is None else windows, steps)
 
 
 def build(
@@ -81,8 +83,9 @@ def build(
     """The command for these values. Reads at most the names in the picture folders, writes nothing.
 
     Args:
-        command: key of COMMANDS, such as "train_network"; with the switch for SDXL on, its relative for SDXL runs.
-        values: option key -> value; a missing key or None means the default.
+        command: a tab's own command such as "train_network", or directly one of its trainers.
+        values: option key -> value; a missing key or None means the default. `model_family` says for which of the
+            tab's trainers the base model is.
         job_dir: folder of the job; a placeholder stands in the result if it is not known yet.
         allow_plugins: foreign network, optimizer and dataset classes were allowed by whoever started the page.
         on_cpu: there is no GPU; found out if None.
@@ -90,106 +93,84 @@ def build(
     Raises:
         UserError: naming the option, if no command can be made.
     """
-    name = trainer(command, values)
     notes: list[str] = []
-    full, secrets = _complete(name, values, notes)
+    name, full, secrets = _complete(command, values, notes)
     folder = job_dir if job_dir is not None else Path("JOB_FOLDER")
-    if allow_plugins:
-        full["allow_plugins"] = True
     full["job_dir"] = str(folder)
+    before: list[Step] = []
+    if "train_dir" in full:
+        before = [Step(title, argv) for title, argv in metadata_steps.programs(full, notes)]
+        metadata_steps.use_metadata(full)
     files = _prompt_file(full, folder)
-    options = _trainer_options(name, full)
+    options = _trainer_options(command, name, full)
     toml = {key: options[key] for key in trainer_fields(name) if key in options}
     script = str(PROJECT / find_command(name).module)
-    argv = [*launch_args.arguments(full, notes), script, "--config_file", str(folder / CONFIG_FILE)]
+    argv = [*launch_args.arguments(full, notes), script, *PLUGINS[: 1 if allow_plugins else 0]]
+    argv += ["--config_file", str(folder / CONFIG_FILE)]
     cpu = not machine.has_gpu() if on_cpu is None else on_cpu
     env = launch_args.environment(full, PROJECT, cpu)
-    return Plan(command, argv, toml, dumps(toml), env, notes, files, secrets)
+    return Plan(command, argv, toml, dumps(toml), env, notes, files, secrets, before)
 
 
 def trainer(command: str, values: Mapping[str, Any]) -> str:
-    """The command that runs: of the same method for SDXL where the form says that the base model is one.
+    """The trainer that runs: for a tab's own command that of the base model's family and of the other switches.
 
     Raises:
-        UserError: for an unknown command, or if the switch holds neither on nor off.
+        UserError: for an unknown command, or if a switch holds neither on nor off.
     """
-    found = find_command(command)
-    if found.family == "sdxl" or not typed(command, {"sdxl": values.get("sdxl")}).get("sdxl"):
+    tab = tab_of(command)
+    if command != tab.command:
         return command
-    return next(
-        (other.name for other in COMMANDS.values() if (other.family, other.method) == ("sdxl", found.method)), command
-    )
+    keys = {"model_family", *model_kind.SWITCHES, *(switch for switch, _ in tab.variants)}
+    given = typed(command, {key: value for key, value in values.items() if key in keys})
+    return trainer_of(tab.name, model_kind.resolve({**values, **given}))
 
 
-def without_secrets(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that may be written into a file: no tokens, no keys, also not inside further flags."""
-    known = fields(command)
-    secret = {key for key, option in known.items() if option.kind == "secret"}
-    kept = {key: value for key, value in values.items() if key not in secret}
-    text = kept.get("additional_parameters")
-    if isinstance(text, str):
-        kept["additional_parameters"] = _without_secret_flags(text, secret, known)
-    return kept
-
-
-def _without_secret_flags(text: str, secret: set[str], known: Container[str]) -> str:
-    """The text without secret flags and their values, however these are quoted or shortened."""
-    try:
-        words = split_words(text)
-    except ValueError:
-        # it cannot be taken apart, so no part of it can be trusted to hold no secret
-        return "" if any(key[:6] in text.replace("-", "_") for key in secret) else text
-    kept: list[str] = []
-    position, found = 0, False
-    while position < len(words):
-        name, has_value, _ = words[position].partition("=")
-        name = name.removeprefix("--") if name.startswith("--") else ""
-        # argparse takes the start of a flag for the flag
-        if name and (name in secret or (name not in known and any(key.startswith(name) for key in secret))):
-            found = True
-            position += 1 if has_value else 2
-            continue
-        kept.append(words[position])
-        position += 1
-    return " ".join(_flag_quoted(word) for word in kept) if found else text
-
-
-def _flag_quoted(word: str) -> str:
-    """A word so that `split_words` gives it back: a quotation mark of one kind stands inside the other kind."""
-    if word and not re.search(r"[\s'\"]", word):
-        return word
-    return "".join(f"'{part}'" if '"' in part else f'"{part}"' for part in re.findall(r"[^']+|'+", word)) or '""'
-
-
-def _complete(command: str, values: Mapping[str, Any], notes: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """All options with what follows from others worked out, and the secrets apart."""
-    known = fields(command)
+def _complete(command: str, values: Mapping[str, Any], notes: list[str]) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """The trainer, all options of its tab with what follows from others worked out, and the secrets apart."""
+    tab = tab_of(command)
+    known = tab_options(tab.name)
     given = typed(command, values)
-    given |= further_flags(command, given.get("additional_parameters"))
+    name = trainer(command, given)
+    flags = further_flags(name, given.get("additional_parameters"))
+    if "network_module" in flags and "LoRA_type" in known:
+        # a network named there is not overruled by the usual kind
+        given["LoRA_type"] = "Custom"
+    given = model_kind.resolve({**given, **flags}) | {key: flags[key] for key in model_kind.SWITCHES if key in flags}
+    given["sdxl"] = find_command(name).family == "sdxl"
+    if switch_of(name):
+        given[switch_of(name)] = True
     if given.pop("allow_plugins", False):
         notes.append("Foreign plugins can only be allowed by whoever starts the page, with --allow_plugins.")
     secrets = {
         VARIABLES[key]: str(given.pop(key))
-        for key in [key for key in given if known[key].kind == "secret"]
+        for key in [key for key in given if key in known and known[key].kind == "secret"]
         if key in VARIABLES
     }
-    _lengths(given, notes)
+    lengths.work_out(given, notes)
+    if name == "train_db":
+        lengths.text_encoder_stop(given, int(known["max_train_steps"].default))
     _parts_to_train(given)
-    full = complete(command, given)
-    if full.get("sdxl_cache_text_encoder_outputs") and "cache_text_encoder_outputs" in known:
-        full["cache_text_encoder_outputs"] = True
+    if given.get("template") in _TEMPLATES:
+        given[_TEMPLATES[given["template"]]] = True
+    defaults = {key: field.default for key, field in trainer_fields(name).items()}
+    full = tab_complete(tab.name, {**defaults, **given})
     if "LoRA_type" in known:
         _network(full)
-    return full, secrets
+    return name, full, secrets
 
 
 def typed(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values in their options' types, without those that stand for "not given".
 
+    Args:
+        command: a tab's own command or one of its trainers; options of all trainers of the tab may be given.
+        values: option key -> value.
+
     Raises:
         UserError: for an unknown key or a value that cannot be of the option's type.
     """
-    known = fields(command)
+    known = tab_options(tab_of(command).name)
     given: dict[str, Any] = {}
     for key, value in values.items():
         if value is None:
@@ -212,74 +193,6 @@ def _refuse_broken_text(key: str, value: Any) -> None:
             except UnicodeEncodeError as error:
                 shown = item.encode("utf-8", "replace").decode("utf-8")
                 raise UserError(f"{shown!r} holds a sign that is no Unicode.", key, "Rename it.") from error
-
-
-def further_flags(command: str, text: str | None) -> dict[str, Any]:
-    """The options in a text of flags as typed in a terminal; they go before the fields.
-
-    Raises:
-        UserError: for an unknown flag, a wrong value, or a flag that the page sets itself.
-    """
-    key = "additional_parameters"
-    try:
-        words = split_words(text or "")
-    except ValueError as error:
-        raise UserError("A quotation mark in the further flags is not closed.", key) from error
-    if not words:
-        return {}
-    known = trainer_fields(command)
-    try:
-        namespace, unknown = build_parser(command).parse_known_args(words)
-    except UserError as error:
-        # an abbreviation that could be several flags, or a flag without its value
-        raise UserError(f"The further flags cannot be read: {error.message}", key, error.hint) from error
-    if unknown:
-        name = unknown[0].lstrip("-").partition("=")[0]
-        hint = nearest(f"--{name}", [f"--{option}" for option in known]) if unknown[0].startswith("-") else ""
-        raise UserError(f"{unknown[0]!r} in the further flags is no flag of the trainer.", key, hint)
-    try:
-        read = {name: convert(known[name], value, "in the further flags") for name, value in vars(namespace).items()}
-    except UserError as error:
-        raise UserError(error.message, key, error.hint) from error
-    for name in _OURS:
-        if name in read:
-            raise UserError(f"--{name} cannot be set in the further flags.", key, "Leave it out.")
-    return read
-
-
-def _lengths(given: dict[str, Any], notes: list[str]) -> None:
-    """Steps from the old epochs field, and warm-up steps from a percentage, as kohya_ss works them out."""
-    epoch = given.get("epoch")
-    if epoch and not given.get("max_train_steps") and not given.get("max_train_epochs"):
-        shown = shown_pictures(given)
-        if shown:
-            share = shown / int(given.get("train_batch_size", 1)) / int(given.get("gradient_accumulation_steps", 1))
-            given["max_train_steps"] = math.ceil(share * int(epoch) * (2 if given.get("reg_data_dir") else 1))
-            notes.append(f"{given['max_train_steps']} steps, worked out from {epoch} epochs of {shown} pictures.")
-        elif given.get("dataset_config"):
-            # kohya_ss never counted described datasets: the trainer's own number of steps held
-            notes.append("No steps are given: the usual number holds. Give epochs or steps to change it.")
-        else:
-            given["max_train_epochs"] = int(epoch)
-    percent = given.get("lr_warmup")
-    if percent and not given.get("lr_warmup_steps"):
-        steps = given.get("max_train_steps")
-        if steps and not given.get("max_train_epochs"):
-            given["lr_warmup_steps"] = round(int(percent) * int(steps) / 100)
-        else:
-            # from 1 on the trainer reads steps, below it a share
-            given["lr_warmup_steps"] = min(float(percent) / 100, 0.9999)
-
-
-def shown_pictures(values: Mapping[str, Any]) -> int | None:
-    """Pictures times repeats of the training folder; None if they cannot be counted from folder names."""
-    if values.get("dataset_config") or values.get("in_json") or not values.get("train_data_dir"):
-        return None
-    try:
-        folders = scan_class_folders(str(values["train_data_dir"]), str(values.get("caption_extension", ".caption")))
-    except UserError:
-        return None
-    return sum(folder.repeats * len(folder.images) for folder in folders) or None
 
 
 def _parts_to_train(given: dict[str, Any]) -> None:
@@ -346,12 +259,13 @@ def makes_samples(full: Mapping[str, Any]) -> bool:
     return any(full.get(key) for key in ("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first"))
 
 
-def _trainer_options(command: str, full: Mapping[str, Any]) -> dict[str, Any]:
-    """What is sent to the trainer: what applies and differs from its default."""
+def _trainer_options(command: str, name: str, full: Mapping[str, Any]) -> dict[str, Any]:
+    """What is sent to the trainer: what applies on its tab and differs from its default."""
+    on_tab = tab_options(tab_of(command).name)
     sent = {}
-    for key, option in trainer_fields(command).items():
-        value = full.get(key)
-        applies = option.when is None or option.when.holds(full) or key == "network_module"
+    for key, option in trainer_fields(name).items():
+        value, when = full.get(key), on_tab[key].when
+        applies = when is None or when.holds(full) or key in _WORKED_OUT
         if applies and value is not None and value != option.default and option.kind != "secret":
             sent[key] = value
     idle = () if makes_samples(full) else ("sample_sampler", "sample_prompts")

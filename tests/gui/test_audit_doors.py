@@ -8,7 +8,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from kohya_gui import checks, command, configs, exposure, served, start
+from kohya_gui import checks, command, configs, exposure, further, served, start
 from kohya_gui.jobs import JobStore
 from kohya_gui.paths import Roots
 from sd_scripts.schema.buckets import Bucketer, Bucketing
@@ -38,7 +38,7 @@ def test_a_secret_in_the_further_flags_is_in_no_file_however_it_is_written(text:
 
 @pytest.mark.parametrize("other", ["a b", "it's", 'say "x"', "C:\\new x", 'it\'s "both"', ""])
 def test_flags_beside_a_secret_keep_their_words(other: str) -> None:
-    quoted = command._flag_quoted(other)
+    quoted = further._flag_quoted(other)
     text = f"--training_comment {quoted} --wandb_api_key {SECRET} --seed 3"
     kept = command.without_secrets("train_network", {"additional_parameters": text})["additional_parameters"]
     assert split_words(kept) == ["--training_comment", other, "--seed", "3"]

@@ -25,6 +25,9 @@ def resumed(view: JobView, spec: Mapping[str, Any], log: JobLog) -> tuple[dict[s
         hint = "Run it again instead." if view.state == "done" else "Stop it first."
         raise UserError(f"{view.name!r} cannot be resumed, it is {view.state}.", hint=hint)
     values = dict(spec.get("values") or {})
+    if view.tool:
+        # scripts leave out what is done already, so going on is running again
+        return values, 0
     newest = newest_state(log)
     if newest is None:
         return values, int(spec.get("initial_step") or 0)

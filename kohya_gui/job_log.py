@@ -112,6 +112,7 @@ class JobLog:
         self.phase: dict[str, Any] = {}
         self.last: dict[str, Any] = {}
         self.end: dict[str, Any] = {}
+        self.program: dict[str, Any] = {}
         self.error: dict[str, Any] = {}
         self.warnings: list[dict[str, Any]] = []
         self.files: list[FileMade] = []
@@ -154,6 +155,9 @@ class JobLog:
             self.error = self.error or event
         elif kind == "end":
             self.end = event
+        elif kind == "program":
+            # the next of several programs begins: what the one before said of its end is no end of the job
+            self.program, self.end, self.phase = event, {}, {"name": str(event.get("name", ""))}
 
     def _step(self, event: dict[str, Any]) -> None:
         step = _whole(event.get("step"))
@@ -179,6 +183,11 @@ class JobLog:
                 grad_norm=self.grad_norm.thinned(most),
                 validation=self.validation.thinned(most),
             )
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no further program of the job follows."""
+        return not self.program or self.program.get("number") == self.program.get("of")
 
     @property
     def finished_well(self) -> bool:

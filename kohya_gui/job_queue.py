@@ -6,7 +6,7 @@ from pathlib import Path
 from kohya_gui.supervisor import read_json, write_json
 
 FILE = "queue.json"
-ALL = "all"
+ALL, NONE = "all", "none"
 
 
 class QueueFile:
@@ -65,7 +65,9 @@ def gpu_set(gpu_ids: object) -> str:
 
 
 def clash(first: str, second: str) -> bool:
-    """Whether two sets share a GPU; "all" shares with everything."""
+    """Whether two sets share a GPU; "all" shares with everything but "none", which shares with nothing."""
+    if NONE in (first, second):
+        return False
     if ALL in (first, second):
         return True
     return not set(first.split(",")).isdisjoint(second.split(","))

@@ -1,15 +1,16 @@
 """One job as the page shows it, worked out from its folder alone."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from kohya_gui import failures, job_process, supervisor
 from kohya_gui.job_log import FileMade, JobLog, Sample, console_lines
 from kohya_gui.supervisor import read_json
+from kohya_gui.tools import is_tool
 
-STATES = ("waiting", "starting", "training", "saving", "done", "stopped", "failed", "interrupted")
-RUNNING = ("starting", "training", "saving")
+STATES = ("waiting", "starting", "training", "saving", "working", "done", "stopped", "failed", "interrupted")
+RUNNING = ("starting", "training", "saving", "working")
 OVER = ("done", "stopped", "failed", "interrupted")
 PROJECT = Path(__file__).resolve().parent.parent
 REQUESTS_FILE = "asked.json"
@@ -23,6 +24,10 @@ _PHASES = {
     "save": "saving",
     "sample": "making sample pictures",
     "validate": "validating",
+    "captions": "writing captions",
+    "tagged": "tagging pictures",
+    "encoded": "encoding pictures",
+    "pictures written": "writing pictures",
 }
 
 
@@ -32,7 +37,8 @@ class JobView:
 
     `phase` is in plain words, with `phase_done`/`phase_of` where the trainer counts. `error`, `hint` and `error_key`
     tell why it failed and which option to change. `asked` is the last request that is still open ("stop", "kill").
-    `position` is the place in the queue from 1, for waiting jobs. `resume_from` is the newest complete state.
+    `position` is the place in the queue from 1, for waiting jobs. `resume_from` is the newest complete state. A `tool`
+    trains nothing: it has no steps, and its result is a sentence, `end_reason`.
     """
 
     id: str
@@ -69,6 +75,7 @@ class JobView:
     resume_from: str = ""
     resume_step: int = 0
     end_reason: str = ""
+    tool: bool = False
 
     @property
     def running(self) -> bool:
@@ -82,7 +89,9 @@ class JobView:
 
     @property
     def fraction(self) -> float:
-        """How much of the steps is done, 0 to 1."""
+        """How much of the steps, or of a tool's work, is done, 0 to 1."""
+        if self.tool and self.phase_of:
+            return min((self.phase_done or 0) / self.phase_of, 1.0)
         return min(self.step / self.of, 1.0) if self.of else 0.0
 
 
@@ -90,34 +99,37 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def state_of(folder: Path, log: JobLog, exit_: dict[str, Any] | None) -> str:
+def state_of(folder: Path, log: JobLog, exit_: dict[str, Any] | None, tool: bool = False) -> str:
     """One of STATES."""
     if exit_ is not None:
-        return _ended(exit_, log)
+        return _ended(exit_, log, tool)
     if not (folder / job_process.LAUNCHED).exists():
         return "waiting"
     if job_process.alive(folder):
-        return _running(log)
+        return _running(log, tool)
     if (folder / supervisor.EXIT).exists():
         # it ended between the two looks
         log.refresh()
-    if log.end:
-        return _ended({"code": 0 if log.end.get("status") in ("done", "stopped") else 1}, log)
+    if log.end and log.is_last:
+        return _ended({"code": 0 if log.end.get("status") in ("done", "stopped") else 1}, log, tool)
     return "interrupted"
 
 
-def _ended(exit_: dict[str, Any], log: JobLog) -> str:
+def _ended(exit_: dict[str, Any], log: JobLog, tool: bool) -> str:
     if exit_.get("killed"):
         return "stopped"
     status = log.end.get("status")
     if exit_.get("code") == 0:
         if status == "stopped":
             return "stopped"
-        return "done" if log.finished_well else "failed"
+        well = status == "done" if tool else log.finished_well
+        return "done" if well else "failed"
     return "stopped" if exit_.get("code") in (130, -2) and status != "failed" else "failed"
 
 
-def _running(log: JobLog) -> str:
+def _running(log: JobLog, tool: bool) -> str:
+    if tool:
+        return "working"
     name = log.phase.get("name")
     if name == "save":
         return "saving"
@@ -131,19 +143,27 @@ def newest_state(log: JobLog) -> FileMade | None:
     return max(states, key=lambda made: made.step, default=None)
 
 
-def cause(folder: Path, state: str, log: JobLog, exit_: dict[str, Any] | None) -> failures.Failure | None:
+def cause(
+    folder: Path, state: str, log: JobLog, exit_: dict[str, Any] | None, tool: bool = False
+) -> failures.Failure | None:
     """Why the job failed or was interrupted; None in every other state."""
+    if state == "interrupted" and tool:
+        return failures.Failure("The machine or its processes were stopped in the middle of the work.", "Run it again.")
     if state == "interrupted":
         hint = "Resume it from its last saved state." if newest_state(log) else "No state was saved: it starts over."
         return failures.Failure("The machine or its processes were stopped in the middle of the training.", hint)
     if state != "failed":
         return None
     ended = exit_ or {}
+    if ended.get("code") == 0 and tool:
+        return failures.Failure("The work ended without a word.", "The log's last lines may say why.")
     if ended.get("code") == 0 and log.end.get("status") == "done" and not log.error:
         text = "The training ended, but its last file was not written or could not be read again."
         return failures.Failure(text, "Check the disk, then resume it or run it again.", "output_dir")
     console = console_lines(folder / supervisor.CONSOLE, 400)
-    return failures.explain(ended.get("code"), log.error, console, str(ended.get("message") or ""))
+    why = failures.explain(ended.get("code"), log.error, console, str(ended.get("message") or ""))
+    step = str(ended.get("step") or "")
+    return replace(why, message=f"{step}: {why.message}") if step else why
 
 
 def view_of(folder: Path, spec: dict[str, Any], log: JobLog, position: int | None = None) -> JobView:
@@ -152,11 +172,12 @@ def view_of(folder: Path, spec: dict[str, Any], log: JobLog, position: int | Non
     if exit_ is not None:
         # the trainer wrote its last events before it ended: read on, so that the end is seen with the exit
         log.refresh()
-    state = state_of(folder, log, exit_)
+    tool = is_tool(str(spec.get("command", "")))
+    state = state_of(folder, log, exit_, tool)
     if exit_ is None and state in OVER and (exit_ := read_json(folder / supervisor.EXIT)) is not None:
         # it ended between the two looks: the reason stands in the file that has just come
-        state = state_of(folder, log.refresh(), exit_)
-    why = cause(folder, state, log, exit_)
+        state = state_of(folder, log.refresh(), exit_, tool)
+    why = cause(folder, state, log, exit_, tool)
     last, phase = log.last, log.phase
     name = str(phase.get("name", ""))
     running = state in RUNNING
@@ -200,4 +221,5 @@ def view_of(folder: Path, spec: dict[str, Any], log: JobLog, position: int | Non
         resume_from=newest.path if newest else "",
         resume_step=newest.step if newest else 0,
         end_reason=str(log.end.get("reason") or ""),
+        tool=tool,
     )

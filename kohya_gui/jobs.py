@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_gui import command, job_again, job_process, job_summary, job_view, supervisor
+from kohya_gui import command, job_again, job_plan, job_process, job_summary, job_view, supervisor, tools
 from kohya_gui.job_folder import CONTROL, EVENTS, folder_name, told, write_command
 from kohya_gui.job_log import Curves, JobLog, console_lines, pace
-from kohya_gui.job_queue import QueueFile, clash, gpu_set
+from kohya_gui.job_queue import QueueFile, clash
 from kohya_gui.job_view import JobView
 from kohya_gui.secret_store import SecretStore
 from kohya_gui.speeds import SpeedHistory
@@ -85,28 +85,17 @@ class JobStore:
         """
         if len(self._folders()) >= MOST_JOBS:
             raise UserError(f"There are already {MOST_JOBS} jobs.", hint="Remove some that are over.")
-        job_again.refuse_same_files(values, [self.values(view.id) for view in self.list() if not view.over])
+        others = [self.spec(view.id) for view in self.list() if not view.over]
+        job_plan.refuse_clash(plan.command, values, [(str(o["command"]), o.get("values") or {}) for o in others])
         moment = time.time()
         job_id = uuid.uuid4().hex[:8]
         folder = self.root / folder_name(name, job_id, moment)
-        bound = command.build(plan.command, values, job_dir=folder, allow_plugins=self.allow_plugins)
+        bound = job_plan.build(plan.command, values, job_dir=folder, allow_plugins=self.allow_plugins)
         with told(f"The job's folder {folder} cannot be written"):
             write_command(folder, bound)
             self.secrets.keep(job_id, bound.secrets)
-        spec = {
-            "version": 1,
-            "id": job_id,
-            "name": name,
-            "command": plan.command,
-            "argv": bound.argv,
-            "cwd": str(command.PROJECT),
-            "env": bound.env,
-            "secrets": sorted(bound.secrets),
-            "values": command.without_secrets(plan.command, values),
-            "gpu_set": gpu_set(values.get("gpu_ids")),
-            "initial_step": initial_step,
-            "created": moment,
-        }
+        spec = {"id": job_id, "name": name, "initial_step": initial_step, "created": moment}
+        spec |= job_plan.spec(bound, values, folder)
         with self._locked(), told(f"The job's folder {folder} cannot be written"):
             # the spec makes the folder a job, so it is written last
             write_json(folder / supervisor.SPEC, spec)
@@ -290,14 +279,17 @@ class JobStore:
 
     def run_again(self, job_id: str) -> Job:
         """A new job with the same values, queued; it writes beside the files of the first, not over them."""
-        taken = [self.values(view.id) for view in self.list() if not view.over]
-        return self._again(job_id, job_again.beside(self.values(job_id), taken), 0)
+        values = self.values(job_id)
+        if not self.get(job_id).tool:
+            taken = [self.values(view.id) for view in self.list() if not view.over and not view.tool]
+            values = job_again.beside(values, taken)
+        return self._again(job_id, values, 0)
 
     def _again(self, job_id: str, values: dict[str, Any], initial_step: int) -> Job:
         spec = self.spec(job_id)
         values |= self.secrets.values(job_id, spec.get("secrets") or [])
-        plan = command.build(str(spec["command"]), values, job_dir=None)
-        name = str(values.get("output_name") or spec["name"])
+        plan = job_plan.build(str(spec["command"]), values, allow_plugins=self.allow_plugins)
+        name = str((not tools.is_tool(plan.command) and values.get("output_name")) or spec["name"])
         return self.create(plan, values, name, initial_step=initial_step)
 
     def move(self, job_id: str, direction: str) -> None:

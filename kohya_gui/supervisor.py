@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 SPEC, STARTED, CONSOLE, EXIT, KILL = "spec.json", "supervisor.json", "console.log", "exit.json", "kill.json"
+EVENTS, STOP = "events.jsonl", "control/stop"
 MARKER = "KOHYA_GUI_JOB"
 WINDOWS = os.name == "nt"
 POLL_SECONDS = 0.2
@@ -129,12 +130,12 @@ def sweep(marker: str) -> None:
         _signal(_marked(marker), signal.SIGKILL)
 
 
-def _start(folder: Path, spec: dict[str, Any]) -> "subprocess.Popen[bytes]":
+def _start(folder: Path, argv: list[Any], spec: dict[str, Any]) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, MARKER: folder.name}
     console = (folder / CONSOLE).open("ab")
     try:
         return subprocess.Popen(
-            [str(part) for part in spec["argv"]],
+            [str(part) for part in argv],
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
@@ -163,32 +164,62 @@ def _wait(process: "subprocess.Popen[bytes]", folder: Path) -> bool:
             return True
 
 
+def _programs(spec: dict[str, Any] | None) -> list[tuple[str, list[Any]]]:
+    """Name and argv of what runs, in order; nothing if the spec is none."""
+    if spec is None or not isinstance(spec.get("argv"), list):
+        return []
+    try:
+        before = [(str(step["name"]), list(step["argv"])) for step in spec.get("before") or []]
+    except (KeyError, TypeError):
+        return []
+    return [*before, ("", spec["argv"])]
+
+
+def _announce(folder: Path, name: str, number: int, of: int) -> None:
+    """Tell the job's events that its next program begins."""
+    event = {"v": 1, "t": round(time.time(), 3), "kind": "program", "name": name, "number": number, "of": of}
+    with (folder / EVENTS).open("ab") as file:
+        # on a line of its own, even where the program before was killed in the middle of one
+        file.write(b"\n" + json.dumps(event, ensure_ascii=False).encode("utf-8") + b"\n")
+
+
+def _end(folder: Path, began: float, **facts: Any) -> None:
+    now = time.time()
+    write_json(folder / EXIT, {**facts, "ended": now, "seconds": round(now - began, 2)})
+
+
 def supervise(folder: Path) -> int:
-    """Run the job of this folder to its end and write exit.json. Returns the exit code of the job."""
+    """Run the programs of this job one after the other and write exit.json. Returns the exit code of the last."""
     began = time.time()
     spec = read_json(folder / SPEC)
-    if spec is None or not isinstance(spec.get("argv"), list):
-        write_json(
-            folder / EXIT, {"code": None, "message": "The job's spec.json cannot be read.", "ended": time.time()}
-        )
+    programs = _programs(spec)
+    if spec is None or not programs:
+        _end(folder, began, code=None, message="The job's spec.json cannot be read.")
         return 2
     started: dict[str, Any] = {"pid": os.getpid(), "started": began, "child": None}
     write_json(folder / STARTED, started)
-    try:
-        process = _start(folder, spec)
-    except OSError as error:
-        write_json(
-            folder / EXIT,
-            {"code": None, "message": f"The trainer could not be started: {error}.", "ended": time.time()},
-        )
-        return 1
-    write_json(folder / STARTED, {**started, "child": process.pid, "child_started": time.time()})
-    killed = _wait(process, folder)
-    sweep(folder.name)
-    code = process.returncode
-    write_json(
-        folder / EXIT, {"code": code, "killed": killed, "ended": time.time(), "seconds": round(time.time() - began, 2)}
-    )
+    code, killed, name = 0, False, ""
+    for number, (name, argv) in enumerate(programs, 1):
+        if number > 1 and (folder / STOP).exists():
+            # asked to stop before the training began: there is nothing to save
+            killed = True
+            break
+        if len(programs) > 1:
+            _announce(folder, name, number, len(programs))
+        try:
+            process = _start(folder, argv, spec)
+        except OSError as error:
+            what = name or "The trainer"
+            _end(folder, began, code=None, message=f"{what} could not be started: {error}.")
+            return 1
+        write_json(folder / STARTED, {**started, "child": process.pid, "child_started": time.time()})
+        killed = _wait(process, folder)
+        sweep(folder.name)
+        code = process.returncode
+        if killed or code != 0:
+            break
+    step = {"step": name} if name and code != 0 and not killed else {}
+    _end(folder, began, code=code, killed=killed, **step)
     return code
 
 

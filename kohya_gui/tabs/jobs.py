@@ -7,12 +7,14 @@ from typing import Any
 
 import gradio as gr
 
-from kohya_gui import widgets
+from kohya_gui import job_plan, widgets
 from kohya_gui.job_view import JobView
+from kohya_gui.prepare.undo import undo_job
 from kohya_gui.services import Services
 from kohya_gui.tabs import jobs_html as shown
 from kohya_gui.tabs.message import channel, join_script
 from kohya_gui.tabs.tensorboard import TensorboardBar
+from kohya_gui.tools import is_tool
 from sd_scripts.schema.errors import UserError
 
 TICK_SECONDS = 1.0
@@ -57,6 +59,7 @@ class JobsTab:
             "up": lambda job: self.store.move(job, "up"),
             "down": lambda job: self.store.move(job, "down"),
             "remove": lambda job: self.store.remove(job),
+            "undo": self._undo,
         }
 
     # ------------------------------------------------------------------ building
@@ -201,10 +204,23 @@ class JobsTab:
         steps = [sample.step for sample in self.store.get(job).samples if sample.index == prompt]
         return (steps[0], steps[-1]) if steps else ()
 
+    def _undo(self, job: str) -> None:
+        """Put back the files that a tool's job wrote."""
+        counts = undo_job(self.store.get(job).folder, self.services.roots)
+        gr.Info(
+            self.words(
+                "{restored} files put back, {removed} taken away, {changed} left because they were changed since.",
+                **counts,
+            )
+        )
+
     def _edit(self, job: str, *, mend: bool) -> dict[str, Any]:
         """The message that makes the job's training tab open its values."""
         view = self.store.get(job)
-        tab = self.tab_of.get(str(self.store.spec(job).get("command")))
+        command = str(self.store.spec(job).get("command"))
+        tab = self.tab_of.get(job_plan.FINETUNE if command == job_plan.METADATA else command)
+        if tab is None and is_tool(command):
+            tab = "utilities"
         if tab is None:
             raise UserError("There is no tab for this kind of training.")
         data = {"do": "open_job", "job": job, "go": view.error_key if mend else None}

@@ -11,6 +11,7 @@ from kohya_gui.job_log import Curves, FileMade, Sample
 from kohya_gui.job_view import JobView
 from kohya_gui.localization import Words
 from kohya_gui.pickers import size_text
+from kohya_gui.prepare.undo import can_undo
 from kohya_gui.tabs.charts import chart
 
 CHARTS = ("loss", "rates", "norm", "memory")
@@ -57,7 +58,25 @@ def _choice(action: str, data: str, job: str, text: str, *, on: bool) -> str:
     return f'<button class="k-link{mark}" data-do="{action}" {data} data-job="{job}">{text}</button>'
 
 
+def _tool_actions(view: JobView, words: Words) -> str:
+    """A tool has nothing to save; what it wrote can be put back."""
+    edit = _button("edit", view.id, words("Edit"))
+    remove = _button(
+        "remove", view.id, words("Remove"), words("Remove {name} from the list? Written files stay.", name=view.name)
+    )
+    if view.running:
+        return _button("kill", view.id, words("End"), words("End {name}? What it wrote stays.", name=view.name))
+    if view.state == "waiting":
+        return "".join([_button("up", view.id, words("Up")), _button("down", view.id, words("Down")), edit, remove])
+    undo = _button("undo", view.id, words("Undo")) if can_undo(view.folder) else ""
+    mend = _button("mend", view.id, words("Change it in the form")) if view.error_key else ""
+    why = _button("why", view.id, words("Why")) if view.error else ""
+    return "".join([mend, why, undo, _button("again", view.id, words("Run again")), edit, remove])
+
+
 def _actions(view: JobView, words: Words) -> str:
+    if view.tool:
+        return _tool_actions(view, words)
     made = [_button("stop", view.id, words("Stop and save")), _button("save", view.id, words("Save now"))]
     kill = _button(
         "kill",
@@ -86,6 +105,8 @@ def _actions(view: JobView, words: Words) -> str:
 def _progress(view: JobView, words: Words) -> str:
     if view.state == "waiting":
         return f'<span class="k-quiet">{words("number {n} in the queue", n=view.position or 1)}</span>'
+    if view.tool and not view.running:
+        return f'<span class="k-quiet">{escape(view.end_reason)}</span>' if view.state == "done" else ""
     if view.state == "starting" or (view.running and not view.step):
         counted = f" {view.phase_done:,} / {view.phase_of:,}" if view.phase_of and view.phase_done is not None else ""
         return f'<span class="k-quiet">{escape(words(view.phase or "starting"))}{counted}</span>'
@@ -145,7 +166,10 @@ def status(views: Sequence[JobView], words: Words) -> str:
 
 
 def curves(view: JobView, found: Curves, kind: str, words: Words) -> str:
-    """The chart card."""
+    """The chart card; a tool has no curve, but a sentence."""
+    if view.tool:
+        text = escape(view.end_reason if view.state == "done" else view.error) or words("Nothing to show yet.")
+        return f'<h2>{escape(view.name)}</h2><p class="k-quiet k-empty">{text}</p>'
     best = min(found.validation, key=lambda point: point[1], default=None)
     if kind == "rates":
         lines = {f"k-line k-line{number % 4}": points for number, points in enumerate(found.lr.values())}
@@ -245,6 +269,8 @@ def away(views: Sequence[JobView], since: float, words: Words) -> str:
     for view in ended[:MOST_AWAY]:
         steps = words("{n} steps", n=f"{view.step:,}")
         said = words("finished, {steps}", steps=steps) if view.state == "done" else words(view.state)
+        if view.tool and view.state == "done":
+            said = words("finished")
         parts.append(f"{escape(view.name)} {escape(said)}" + (f" ({escape(view.error)})" if view.error else ""))
     more = words("and {n} more", n=len(ended) - MOST_AWAY) if len(ended) > MOST_AWAY else ""
     text = "; ".join([*parts, *([more] if more else [])])
@@ -265,9 +291,10 @@ def files(view: JobView, words: Words) -> str:
 
 def _file_row(item: FileMade, words: Words) -> str:
     mark = f", {words('opened again and checked')}" if item.checked else ""
+    mark = f", {words('step {n}', n=f'{item.step:,}')}{mark}" if item.step else mark
     return (
-        f'<p class="k-file-row"><b>{escape(Path(item.path).name)}</b><span class="k-quiet">{size_text(item.size)}, '
-        f"{words('step {n}', n=f'{item.step:,}')}{mark}</span>{file_link(item.path, words('Download'))}</p>"
+        f'<p class="k-file-row"><b>{escape(Path(item.path).name)}</b><span class="k-quiet">{size_text(item.size)}'
+        f"{mark}</span>{file_link(item.path, words('Download'))}</p>"
     )
 
 

@@ -34,13 +34,13 @@ def generation(options: Blip2CaptionOptions) -> dict[str, Any]:
 
 def load_blip2(name: str) -> Callable[[list[Image], dict[str, Any]], list[str]]:
     """A function from images and generate's arguments to captions. Raises UserError where the model cannot be had."""
+    if not Path(name).is_dir() and name.count("/") != 1:
+        raise UserError(f"There is no model at {name}.", "model_id", "Give a folder or a hub name.")
     import torch
     from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
     from sd_scripts.finetune.captioning import model_error
 
-    if not Path(name).is_dir() and name.count("/") != 1:
-        raise UserError(f"There is no model at {name}.", "model_id", "Give a folder or a hub name.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     try:
@@ -67,9 +67,10 @@ def work(options: Blip2CaptionOptions) -> None:
         options.train_data_dir, options.caption_extension, recursive=options.recursive, replace=options.overwrite
     )
     if todo:
+        captions = load_blip2(options.model_id)
+
         import torch
 
-        captions = load_blip2(options.model_id)
         torch.manual_seed(options.seed)
         describe(
             todo,

@@ -39,13 +39,13 @@ def without_writing(caption: str) -> str:
 
 def load_git(name: str) -> Callable[[list[Image], int], list[str]]:
     """A function from images and the longest length to captions. Raises UserError where the model cannot be had."""
+    if not Path(name).is_dir() and name.count("/") != 1:
+        raise UserError(f"There is no model at {name}.", "model_id", "Give a folder or a hub name.")
     import torch
     from transformers import AutoModelForCausalLM, AutoProcessor
 
     from sd_scripts.finetune.captioning import model_error
 
-    if not Path(name).is_dir() and name.count("/") != 1:
-        raise UserError(f"There is no model at {name}.", "model_id", "Give a folder or a hub name.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         processor = AutoProcessor.from_pretrained(name)

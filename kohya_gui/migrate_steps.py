@@ -230,7 +230,22 @@ def step_17_rates_of_parts(draft: Draft) -> None:
             draft.extras[key] = draft.raw.pop(key)
 
 
-def step_18_model(draft: Draft) -> None:
+def step_18_zeros(draft: Draft) -> None:
+    """Where 0 was not sent: a longest gradient of 0 left the trainer's own, seed 0 of v23 on a new one each time; and
+    Dreambooth of v23 on trained SDXL's text encoders unless their rates were 0."""
+    sent = draft.newer and draft.tab in ("dreambooth", "finetune")
+    if "max_grad_norm" in draft.raw and draft.blank("max_grad_norm") and not sent:
+        draft.extras["max_grad_norm"] = draft.raw.pop("max_grad_norm")
+    if not draft.newer:
+        return
+    if draft.raw.get("seed") in (0, "0") and not isinstance(draft.raw["seed"], bool):
+        draft.extras["seed"] = draft.raw.pop("seed")
+    rates = [draft.raw.get(key, 1e-5) for key in ("learning_rate_te1", "learning_rate_te2")]
+    if draft.tab == "dreambooth" and draft.on("sdxl") and "train_text_encoder" not in draft.raw:
+        draft.raw["train_text_encoder"] = any(is_number(rate) and float(rate) > 0 for rate in rates)
+
+
+def step_19_model(draft: Draft) -> None:
     """The kind of base model: a list of models and three switches became one choice."""
     picked, model = draft.raw.get("model_list"), draft.raw.get("pretrained_model_name_or_path")
     if isinstance(picked, str) and picked in QUICK_PICKS and model in (None, ""):
@@ -289,5 +304,6 @@ STEPS: tuple[Callable[[Draft], None], ...] = (
     step_15_stop_text_encoder,
     step_16_cached_captions,
     step_17_rates_of_parts,
-    step_18_model,
+    step_18_zeros,
+    step_19_model,
 )

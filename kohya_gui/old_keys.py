@@ -165,10 +165,10 @@ _DEFAULTS: dict[str, dict[str, object]] = {
 }
 _NEWER: dict[str, object] = {"caption_extension": ".txt", "save_every_n_epochs": 1}
 _DEFAULTS_V26: dict[str, dict[str, object]] = {
-    "lora": {**_NEWER, "learning_rate": 1e-4, "unet_lr": 1e-4, "text_encoder_lr": [1e-4], "lr_warmup": 10},
-    "dreambooth": {**_NEWER, "learning_rate": 1e-5, "lr_warmup": 10},
+    "lora": {**_NEWER, "learning_rate": 1e-4, "unet_lr": 1e-4, "text_encoder_lr": [1e-4], "lr_warmup": 10.0},
+    "dreambooth": {**_NEWER, "learning_rate": 1e-5, "lr_warmup": 10.0},
     "finetune": {**_NEWER, "learning_rate": 1e-5},
-    "textual_inversion": {**_NEWER, "learning_rate": 1e-5, "lr_warmup": 10},
+    "textual_inversion": {**_NEWER, "learning_rate": 1e-5, "lr_warmup": 10.0},
 }
 
 

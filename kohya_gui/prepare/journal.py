@@ -114,8 +114,7 @@ class Journal:
         Raises:
             UserError: another page is changing the folder, or the disk does not let us.
         """
-        made = missing(self.place)
-        self._made = made[:-1]
+        self._made = missing(self.place)[:-1]
         with told(self.root):
             self.place.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.place / LOCK)
@@ -127,7 +126,7 @@ class Journal:
                 yield
         finally:
             lock.release()
-            self._tidy(made)
+            self._tidy()
 
     def recover(self) -> None:
         """Bring interrupted changes to their end: half copied ones are removed, half done ones completed."""
@@ -210,13 +209,15 @@ class Journal:
         shutil.rmtree(change.folder)
         for path in reversed(change.made):
             _remove_empty(path)
+        # what holds our own folder can only go when that is gone
+        self._made += [path for path in change.made if path.is_dir()]
 
-    def _tidy(self, made: Sequence[Path]) -> None:
+    def _tidy(self) -> None:
         """Leave no trace where nothing is left to undo."""
         if self.place.is_dir() and not self._folders():
             (self.place / LOCK).unlink(missing_ok=True)
             _remove_empty(self.place)
-            for path in reversed(made):
+            for path in sorted(self._made, key=lambda path: len(path.parts), reverse=True):
                 _remove_empty(path)
 
 

@@ -212,15 +212,11 @@ def _parser_of(tool: tools.Tool) -> Any:
 
 
 def test_texts_reach_the_script_as_they_are(tmp_path: Path) -> None:
-    values = {
-        "images_dir": str(tmp_path),
-        "prefix": "--overwrite",
-        "find_text": "a; rm -rf $HOME `x` \"'",
-        "overwrite": True,
-    }
+    find = "a; rm -rf $HOME `x` \"'"
+    values = {"images_dir": str(tmp_path), "prefix": "--overwrite", "find_text": find, "overwrite": True}
     argv = tools.build("tool:basic_caption", values).argv
     read = vars(_parser_of(tools.TOOLS["basic_caption"]).parse_args(argv[4:]))
-    assert read["prefix"] == "--overwrite" and read["find_text"] == find
+    assert (read["prefix"], read["find_text"]) == ("--overwrite", find)
 
 
 def test_paths_are_confined_and_hub_names_are_not(tmp_path: Path) -> None:

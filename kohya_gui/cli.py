@@ -1,10 +1,16 @@
-"""The page's work without the page: check, print or run a saved form, and look after jobs, from a terminal."""
+"""The page's work without the page: check, print or run a saved form, and look after jobs, from a terminal.
+
+Exit codes: 0 all is well, 1 something stands in the way or the run failed, 2 the command line or the file is wrong,
+130 interrupted.
+"""
 
 import argparse
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +18,30 @@ from kohya_gui import checks, command, configs
 from kohya_gui.estimate import bytes_text, time_text
 from kohya_gui.job_view import JobView
 from kohya_gui.jobs import JobStore
+from kohya_gui.layouts.shared import SET_BY_PAGE
 from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.fields import convert, fields
+from sd_scripts.schema.fields import convert
 from sd_scripts.schema.suggest import nearest
+from sd_scripts.schema.tabs import TABS, tab_aliases, tab_options
 
 COMMANDS = ("train", "command", "check", "jobs")
+INTERRUPTED = 130
 _POLL_SECONDS = 0.5
+_JOB_ACTIONS = ("list", "show", "log", "stop", "save", "sample", "kill", "resume", "again", "up", "down", "remove")
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form to work with: its tab, its values with the changes of the command line, what opening it had to say."""
+
+    tab: str
+    values: dict[str, Any]
+    report: list[configs.ReportLine]
+
+    @property
+    def command(self) -> str:
+        """The tab's own command."""
+        return configs.command_of(self.tab)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,33 +54,57 @@ def build_parser() -> argparse.ArgumentParser:
         ("command", "print the command and its TOML, without running it"),
         ("check", "say what would be done and what stands in its way"),
     ):
-        action = actions.add_parser(name, help=text)
-        action.add_argument("file", type=Path, help="a saved form (of this page or of kohya_ss)")
-        action.add_argument("--tab", default="lora", choices=sorted(configs.COMMANDS_OF_TABS), help="training tab")
-        action.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one option")
-        action.add_argument("--allow_plugins", action="store_true", help="allow foreign plugins")
-    actions.choices["command"].add_argument("--windows", action="store_true", help="print for Windows' cmd")
-    actions.choices["command"].add_argument("--out", type=Path, help="write config.toml into this folder as well")
-    actions.choices["train"].add_argument("--name", default="", help="name of the job")
-    actions.choices["train"].add_argument("--no_wait", action="store_true", help="queue it and leave")
-    actions.choices["train"].add_argument("--force", action="store_true", help="start in spite of what check says")
+        _form_arguments(actions.add_parser(name, help=text, description=text))
+    _arguments_of_one(actions.choices)
     jobs = actions.add_parser("jobs", help="list jobs, or do something with one")
     jobs.add_argument("what", nargs="?", default="list", choices=_JOB_ACTIONS, help="default: list")
     jobs.add_argument("id", nargs="?", default="", help="the job's id")
-    jobs.add_argument("--json", action="store_true", help="list as JSON")
+    jobs.add_argument("--json", action="store_true", help="list or show as JSON")
     for action in actions.choices.values():
         # kohya_gui.py passes on words from the subcommand's name, so the flag stands behind it
         action.add_argument("--jobs_dir", type=Path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
-_JOB_ACTIONS = ("list", "log", "stop", "save", "sample", "kill", "resume", "again", "up", "down", "remove")
+def _form_arguments(action: argparse.ArgumentParser) -> None:
+    add = action.add_argument
+    add("file", type=Path, help="a saved form of this page or of kohya_ss, or a LoRA to train like")
+    add("changes", nargs="*", metavar="key=value", help="change options; key= empties one")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="the same as key=value")
+    add("--tab", choices=tuple(TABS), help="training tab; normally told by the file")
+    add("--allow_plugins", action="store_true", help="allow foreign plugins")
+    add("--quiet", action="store_true", help="do not say what was renamed or repaired in the file")
+    add("--json", action="store_true", help="print JSON for programs")
+
+
+def _arguments_of_one(actions: dict[str, argparse.ArgumentParser]) -> None:
+    add = actions["command"].add_argument
+    add("--windows", action="store_true", default=None, help="print for Windows' cmd")
+    add("--linux", dest="windows", action="store_false", default=None, help="print for sh (Linux and macOS)")
+    add("--toml", action="store_true", help="print the TOML alone")
+    add("--out", type=Path, help="write config.toml into this folder as well")
+    actions["check"].add_argument("--strict", action="store_true", help="warnings count as well")
+    add = actions["train"].add_argument
+    add("--name", default="", help="name of the job")
+    add("--no_wait", action="store_true", help="queue it and leave")
+    add("--force", action="store_true", help="start in spite of what check says")
+
+
+def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """The command line; key=value may stand before and behind flags, which argparse itself does not take apart."""
+    options, rest = parser.parse_known_args(list(argv))
+    strange = [word for word in rest if word.startswith("-") or "=" not in word or options.action == "jobs"]
+    if strange:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if rest:
+        options.changes = [*options.changes, *rest]
+    return options
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a subcommand; 0 if all is well, 1 if something stands in the way or failed, 2 for a wrong command line."""
+    """Run a subcommand and give its exit code."""
     try:
-        options = build_parser().parse_args(list(argv))
+        options = _parsed(build_parser(), argv)
     except SystemExit as leaving:
         return int(leaving.code or 0) if isinstance(leaving.code, int | None) else 2
     # the page is given the folder that holds jobs/; both spellings name the same jobs
@@ -65,51 +113,118 @@ def main(argv: Sequence[str]) -> int:
     try:
         if options.action == "jobs":
             return _jobs(options)
-        opened = configs.open_file(options.file, options.tab)
-        if opened.partial:
-            raise UserError(opened.report[0].message if opened.report else "The file is no saved form.")
-        name = configs.command_of(options.tab)
-        values = {**opened.values, **_changes(name, options.set)}
-        for line in opened.report:
-            print(f"{line.kind}: {line.message}", file=sys.stderr)
-        return {"check": _check, "command": _command, "train": _train}[options.action](options, name, values)
+        form = _form(options)
+        act: Callable[[argparse.Namespace, Form], int] = {"check": _check, "command": _command, "train": _train}[
+            options.action
+        ]
+        return act(options, form)
     except UserError as error:
         print(error, file=sys.stderr)
+        if options.json:
+            _print_json({"error": error.message, "key": error.key, "hint": error.hint})
         return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # whoever read the output has had enough; Python would complain once more while it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
-def _changes(name: str, items: Sequence[str]) -> dict[str, Any]:
-    known = fields(name)
-    changes = {}
+def _form(options: argparse.Namespace) -> Form:
+    """The form that the command line names.
+
+    Raises:
+        UserError: if the file is none, or a change names no option of its tab or no value of that option.
+    """
+    opened = configs.open_file(options.file, options.tab)
+    if opened.partial and (options.file.suffix.lower() in (".json", ".toml") or len(opened.values) < 2):
+        raise UserError(opened.report[0].message if opened.report else "The file is no saved form.")
+    values = {**opened.values, **_changes(opened.tab, [*options.set, *options.changes])}
+    if not options.quiet:
+        for line in opened.report:
+            print(f"{line.kind}: {line.message}", file=sys.stderr)
+    return Form(opened.tab, values, opened.report)
+
+
+def _changes(tab: str, items: Sequence[str]) -> dict[str, Any]:
+    known, older = tab_options(tab), tab_aliases(tab)
+    changes: dict[str, Any] = {}
     for item in items:
-        key, sign, value = item.partition("=")
-        if not sign or key not in known:
-            raise UserError(f"--set {item} changes no option.", hint=nearest(key, known) or "Write it as key=value.")
-        changes[key] = convert(known[key], value, "on the command line")
+        name, sign, value = item.partition("=")
+        key = older.get(name, name)
+        if not sign:
+            raise UserError(f"{item!r} changes no option.", hint="Write it as key=value.")
+        if key in SET_BY_PAGE:
+            hint = "Use --allow_plugins." if key == "allow_plugins" else "Leave it out."
+            raise UserError(f"{key} cannot be set here.", key, hint)
+        if key not in known:
+            raise UserError(f"The {TABS[tab].title} tab has no option {name!r}.", hint=nearest(name, known))
+        changes[key] = convert(known[key], value, "on the command line") if value else None
     return changes
 
 
-def _check(options: argparse.Namespace, name: str, values: dict[str, Any]) -> int:
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=1, default=str))
+
+
+def _check(options: argparse.Namespace, form: Form) -> int:
+    view = _plan(options, form)
+    if options.json:
+        _print_json(_plan_facts(form, view))
+    else:
+        _say_plan(view, sys.stdout)
+    fine = view.can_start and not (options.strict and view.problems)
+    return 0 if fine else 1
+
+
+def _plan(options: argparse.Namespace, form: Form) -> checks.PlanView:
     history = JobStore(options.jobs_dir).speeds if options.jobs_dir.is_dir() else None
-    view = checks.plan(name, values, history=history, allow_plugins=options.allow_plugins)
+    return checks.plan(form.command, form.values, history=history, allow_plugins=options.allow_plugins)
+
+
+def _say_plan(view: checks.PlanView, where: Any) -> None:
     width = max((len(label) for label, _ in view.lines), default=0)
     for label, text in view.lines:
-        print(f"{label:<{width}}  {text}")
+        print(f"{label:<{width}}  {text}", file=where)
     for problem in view.problems:
         sign = "x" if problem.severity == "error" else "!"
-        where = f" [{problem.key}]" if problem.key else ""
-        print(f"{sign} {problem.message} {problem.hint}".rstrip() + where)
-    return 0 if view.can_start else 1
+        key = f" [{problem.key}]" if problem.key else ""
+        print(f"{sign} {problem.message} {problem.hint}".rstrip() + key, file=where)
 
 
-def _command(options: argparse.Namespace, name: str, values: dict[str, Any]) -> int:
+def _plan_facts(form: Form, view: checks.PlanView) -> dict[str, Any]:
+    return {
+        "tab": form.tab,
+        "trainer": command.trainer(form.command, form.values) if view.plan else "",
+        "can_start": view.can_start,
+        "steps": view.steps,
+        "epochs": view.epochs,
+        "images": view.images,
+        "seconds": view.seconds,
+        "plan": [{"label": label, "text": text} for label, text in view.lines],
+        "problems": [
+            {"severity": item.severity, "key": item.key, "message": item.message, "hint": item.hint}
+            for item in view.problems
+        ],
+        "report": [{"kind": line.kind, "key": line.key, "message": line.message} for line in form.report],
+    }
+
+
+def _command(options: argparse.Namespace, form: Form) -> int:
     folder = options.out.resolve() if options.out else None
-    plan = command.build(name, values, job_dir=folder, allow_plugins=options.allow_plugins)
+    plan = command.build(form.command, form.values, job_dir=folder, allow_plugins=options.allow_plugins)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         for file, text in {command.CONFIG_FILE: plan.toml_text, **plan.files}.items():
             (folder / file).write_text(text, encoding="utf-8", newline="\n")
-    print(plan.line(windows=True if options.windows else None))
+    if options.json:
+        _print_json(_command_facts(options, form, plan))
+        return 0
+    if options.toml:
+        print(plan.toml_text, end="")
+        return 0
+    print(plan.line(windows=options.windows))
     print()
     print(f"# {command.CONFIG_FILE}")
     print(plan.toml_text, end="")
@@ -122,34 +237,61 @@ def _command(options: argparse.Namespace, name: str, values: dict[str, Any]) -> 
     return 0
 
 
-def _train(options: argparse.Namespace, name: str, values: dict[str, Any]) -> int:
-    if _check(options, name, values) and not options.force:
+def _command_facts(options: argparse.Namespace, form: Form, plan: command.Plan) -> dict[str, Any]:
+    return {
+        "tab": form.tab,
+        "trainer": command.trainer(form.command, form.values),
+        "argv": plan.argv,
+        "env": plan.env,
+        "line": plan.line(windows=options.windows),
+        "config": plan.toml,
+        "toml": plan.toml_text,
+        "files": plan.files,
+        "before": [{"name": step.name, "argv": step.argv} for step in plan.before],
+        "notes": plan.notes,
+        # names only: the values belong into no output
+        "secrets": sorted(plan.secrets),
+    }
+
+
+def _train(options: argparse.Namespace, form: Form) -> int:
+    # for programs the JSON alone goes to the output
+    out = sys.stderr if options.json else sys.stdout
+    view = _plan(options, form)
+    _say_plan(view, out)
+    if not view.can_start and not options.force:
+        if options.json:
+            _print_json(_plan_facts(form, view))
         return 1
     store = JobStore(options.jobs_dir, allow_plugins=options.allow_plugins)
-    plan = command.build(name, values, allow_plugins=options.allow_plugins)
-    job = store.create(plan, values, options.name or str(values.get("output_name") or "job"))
+    plan = command.build(form.command, form.values, allow_plugins=options.allow_plugins)
+    job = store.create(plan, form.values, options.name or str(form.values.get("output_name") or "job"))
     store.tick()
-    print(f"job {job.id} in {job.folder}", flush=True)
-    if options.no_wait:
-        return 0
+    print(f"job {job.id} in {job.folder}", flush=True, file=out)
     try:
-        return _follow(store, job.id)
+        code = 0 if options.no_wait else _follow(store, job.id, out)
     except KeyboardInterrupt:
-        print(f"\nThe training goes on. Look at it with: jobs log {job.id}; end it with: jobs stop {job.id}")
-        return 130
+        print(
+            f"\nThe training goes on. Look at it with: jobs log {job.id}; end it with: jobs stop {job.id}",
+            file=sys.stderr,
+        )
+        code = INTERRUPTED
+    if options.json:
+        _print_json(_plain(store.get(job.id)))
+    return code
 
 
-def _follow(store: JobStore, job_id: str) -> int:
+def _follow(store: JobStore, job_id: str, out: Any = None) -> int:
     """Print what happens until the job is over."""
     said, files = "", 0
     while True:
         store.tick()
         view = store.get(job_id)
         if (now := _progress(view)) != said:
-            print(now, flush=True)
+            print(now, flush=True, file=out)
             said = now
         for made in view.files[files:]:
-            print(f"wrote {made.path} ({bytes_text(made.size)})", flush=True)
+            print(f"wrote {made.path} ({bytes_text(made.size)})", flush=True, file=out)
         files = len(view.files)
         if view.over:
             if view.error:
@@ -187,7 +329,13 @@ def _jobs(options: argparse.Namespace) -> int:
         return 0
     if not options.id:
         raise UserError(f"jobs {options.what} needs the job's id.", hint="jobs list shows them.")
-    if options.what == "log":
+    if options.what == "show":
+        view = store.get(options.id)
+        if options.json:
+            _print_json(_plain(view))
+        else:
+            print(f"{view.id}  {view.name}  {_progress(view)}")
+    elif options.what == "log":
         print(store.log(options.id))
     elif options.what in ("stop", "save", "sample"):
         store.request(options.id, options.what)

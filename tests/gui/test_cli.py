@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from gui_bench import Bench
 
 from kohya_gui import cli, configs
 from kohya_gui.jobs import JobStore
+from sd_scripts.schema.tabs import TABS
 
 
 @pytest.fixture
@@ -41,25 +44,108 @@ def test_command_prints_what_runs(form: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    "argv",
+    ("argv", "said"),
     [
-        [],
-        ["fly"],
-        ["check"],
-        ["check", "/no/such.json"],
-        ["check", "{}", "--set", "network_dimm=1"],
-        ["check", "{}", "--set", "network_dim=x"],
-        ["jobs", "log"],
-        ["jobs", "stop", "12345678"],
+        ([], "required"),
+        (["fly"], "invalid choice"),
+        (["check"], "required"),
+        (["check", "/no/such.json"], "does not exist"),
+        (["check", "{}", "--set", "network_dimm=1"], "network_dim"),
+        (["check", "{}", "network_dimm=1"], "Did you mean network_dim"),
+        (["check", "{}", "network_dim=x"], "must be a whole number"),
+        (["check", "{}", "network_dim"], "key=value"),
+        (["check", "{}", "--strict", "seed=1", "loss"], "unrecognized"),
+        (["check", "{}", "allow_plugins=true"], "--allow_plugins"),
+        (["check", "{}", "job_dir=x"], "cannot be set"),
+        (["check", "{}", "--tab", "nothing"], "invalid choice"),
+        (["check", "{}", "--tab", "finetune", "network_dim=4"], "The Finetune tab has no option"),
+        (["jobs", "log"], "needs the job's id"),
+        (["jobs", "stop", "12345678"], "no such job"),
+        (["jobs", "show", "12345678"], "no such job"),
     ],
+    ids=range(16),
 )
 def test_a_wrong_command_line_is_a_sentence(
-    argv: list[str], form: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    argv: list[str], said: str, form: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     filled = [str(form) if word == "{}" else word for word in argv]
     assert cli.main(["--jobs_dir", str(tmp_path / "jobs"), *filled]) == 2
-    said = capsys.readouterr().err
-    assert said and "Traceback" not in said
+    shown = capsys.readouterr().err
+    assert said.lower() in shown.lower() and "Traceback" not in shown
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_every_tab_is_found_from_its_file(tab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "form.json"
+    configs.write_file(path, configs.save_text(tab, {"pretrained_model_name_or_path": "m", "output_name": "x"}))
+    changes = ["seed=7", "--json", "learning_rate=1e-5", "optimizer=Lion", "max_train_epochs="]
+    assert cli.main(["command", str(path), *changes]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tab"] == tab and found["argv"][-2] == "--config_file"
+    sent = {key: found["config"][key] for key in ("seed", "learning_rate", "optimizer_type", "output_name")}
+    assert sent == {"seed": 7, "learning_rate": 1e-5, "optimizer_type": "Lion", "output_name": "x"}
+    assert tomllib.loads(found["toml"]) == found["config"]
+    assert (
+        cli.main(["command", str(path), "--toml", "model_family=sdxl" if len(TABS[tab].commands) > 1 else "seed=1"])
+        == 0
+    )
+    assert tomllib.loads(capsys.readouterr().out)["output_name"] == "x"
+
+
+def test_the_line_is_for_linux_or_windows(form: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["command", str(form), "--windows"]) == 0
+    windows = capsys.readouterr().out.splitlines()[0]
+    assert cli.main(["command", str(form), "--linux"]) == 0
+    linux = capsys.readouterr().out.splitlines()[0]
+    assert windows.startswith("set ") and shlex.split(linux)[0] == "env"
+
+
+def test_check_for_programs_tells_everything(form: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--jobs_dir", str(tmp_path / "jobs"), "check", str(form), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["can_start"] and found["tab"] == "lora"
+    errors = {item["key"] for item in found["problems"] if item["severity"] == "error"}
+    assert {"pretrained_model_name_or_path", "train_data_dir"} <= errors
+    assert cli.main(["check", str(tmp_path / "none.json"), "--json"]) == 2
+    assert "does not exist" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_lora_is_a_form_to_train_like_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    notes = {"ss_network_dim": "4", "ss_learning_rate": "0.001", "ss_network_module": "networks.lora"}
+    raw = json.dumps({"__metadata__": notes, "lora_unet_x.lora_up.weight": {"shape": [1]}}).encode()
+    path = tmp_path / "cat.safetensors"
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw)
+    assert cli.main(["command", str(path), "--toml", "output_name=y", "--quiet"]) == 0
+    sent = tomllib.loads(capsys.readouterr().out)
+    assert (sent["network_dim"], sent["learning_rate"], sent["output_name"]) == (4, 0.001, "y")
+
+
+def run(*argv: str) -> "subprocess.CompletedProcess[str]":
+    """The program itself, as a person types it."""
+    program = [sys.executable, str(Path(cli.__file__).parents[1] / "kohya_gui.py"), *argv]
+    return subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_program_itself_gives_these_exit_codes(form: Path, tmp_path: Path) -> None:
+    bad = run("check", str(form), "network_dimm=4")
+    assert bad.returncode == 2 and "Did you mean network_dim" in bad.stderr and not bad.stdout
+    found = run("check", str(form), "--jobs_dir", str(tmp_path))
+    assert found.returncode == 1 and "x The base model" in found.stdout
+    good = run("command", str(form), "--toml")
+    assert good.returncode == 0 and tomllib.loads(good.stdout)["output_name"] == "x"
+    assert "Traceback" not in bad.stderr + found.stderr + good.stderr
+
+
+def test_interrupted_is_130() -> None:
+    script = (
+        "import signal, sys; from kohya_gui import cli, configs\n"
+        "def wait(*_):\n    signal.raise_signal(signal.SIGINT)\n"
+        "configs.open_file = wait\n"
+        "sys.exit(cli.main(['check', 'x.json']))"
+    )
+    root = Path(cli.__file__).parents[1]
+    made = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, timeout=60, check=False)
+    assert made.returncode == 130 and not made.stderr
 
 
 def test_a_form_with_errors_does_not_start(form: Path, tmp_path: Path) -> None:

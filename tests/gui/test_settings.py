@@ -37,7 +37,7 @@ def test_settings_of_kohya_ss_become_first_values_of_every_tab(tmp_path: Path) -
         "model_family": "sdxl", "xformers": False, "sdpa": True,
     }  # fmt: skip
     assert found.values("lora") == {**common, "network_dim": 32}
-    assert found.values("dreambooth") == {**common, "learning_rate_te": 2e-6}
+    assert found.values("dreambooth") == {**common, "learning_rate_te": 2e-6, "train_text_encoder": True}
     assert set(found.defaults) == set(TABS)
     assert (found.allowed_paths, found.tooltips) == (["/data"], False)
     folders = {"pretrained_model_name_or_path": "./models", "vae": "./vae", "@open": "./presets"}

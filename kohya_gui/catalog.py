@@ -67,7 +67,7 @@ def _of_code(path: Path) -> Iterator[tuple[str, str]]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     aside = _documentation(tree) | _arguments_of_options(tree)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and _called(node) in ("words", "said", "self.words", "services.words"):
+        if isinstance(node, ast.Call) and _called(node) in ("words", "said", "self.words", "services.words", "phrase"):
             aside.update(id(argument) for argument in node.args[:1])
             if node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
                 yield f"words in {path.name}", node.args[0].value

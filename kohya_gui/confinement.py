@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kohya_gui import dataset_view, findings, launch_args
+from kohya_gui import findings, launch_args
 from kohya_gui.command import PROJECT
-from kohya_gui.dataset_view import DatasetView, Problem
 from kohya_gui.paths import Roots
+from kohya_gui.problem import Problem
 from sd_scripts.schema.errors import UserError
 
 _LISTS = ("base_weights",)
@@ -59,16 +59,3 @@ def absolute(values: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]
         if os.path.exists(PROJECT / text) or not findings.is_hub_id(text):
             moved[key] = str(PROJECT / text)
     return moved
-
-
-def datasets(view: DatasetView, roots: Roots | None) -> DatasetView:
-    """The data set without folders that a description names outside the allowed ones; each of them is a problem."""
-    strange = [folder for folder in view.folders if roots is not None and not roots.allows(folder.path)]
-    if not strange:
-        return view
-    said = [
-        Problem("error", "dataset_config", f"{Path(folder.path)} lies outside the folders open to the page.")
-        for folder in strange
-    ]
-    kept = [folder for folder in view.folders if folder not in strange]
-    return dataset_view.DatasetView(folders=kept, problems=said)

@@ -1,53 +1,44 @@
-"""What the trainer would see in the picture folders, worked out from names and file headers alone.
+"""What the trainer would see of the pictures, worked out from names, metadata and file headers alone.
 
 The same functions that the trainer uses decide about folders, buckets and captions. Sizes are remembered by path, time
 of change and length, so that a second look at 10,000 pictures costs a fraction of a second.
 """
 
-import json
 import os
-import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from sd_scripts.schema.buckets import Bucketer, Bucketing, Placement, Size
-from sd_scripts.schema.errors import DataError, UserError
+from kohya_gui.dataset_sources import Allowed, Found, Part, Source, find
+from kohya_gui.problem import Problem
+from sd_scripts.schema.buckets import Bucketer, Bucketing, Placement, Size, same_shape
+from sd_scripts.schema.captions import CaptionRules
+from sd_scripts.schema.errors import DataError
 from sd_scripts.schema.filememory import FEWEST, cache_folder
-from sd_scripts.schema.folders import ClassFolder, ignored_entries, list_folder, scan_class_folders
+from sd_scripts.schema.folders import list_folder
 from sd_scripts.schema.imagesize import read_header, remembered_sizes
-from sd_scripts.schema.steps import balance_regularisation, batch_count
-from sd_scripts.schema.values import parse_resolution
+from sd_scripts.schema.metadata_file import caption_of_entry, files_by_stem, locate, read_metadata, size_in
+from sd_scripts.schema.steps import balance_regularisation, batch_count, set_aside
 
-_LONGEST = 32_768
+__all__ = ["DatasetView", "FolderView", "PictureView", "Problem", "picture_sizes", "sizes_in", "view"]
+
 _FRESH = 400  # with more new files than this, threads are worth their start
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong ("error": Start is stopped) or doubtful ("warning"), with the option it is about.
-
-    `fix` holds the values that would mend it, where a click can.
-    """
-
-    severity: str
-    key: str | None
-    message: str
-    hint: str = ""
-    fix: Mapping[str, Any] = field(default_factory=dict, hash=False)
+_SHORT = 16  # a caption file of so few bytes may hold nothing but blanks
 
 
 @dataclass(frozen=True)
 class PictureView:
     """One picture. Sizes in pixels as shown (turned by EXIF); None where the file cannot be read.
 
-    `problems` are some of "no caption", "too small", "unreadable", "odd bucket".
+    `caption_path` is the file of its words; `text` are words that a metadata file gives it. `aside` marks a picture
+    that is kept for validation. `problems` are some of "no caption", "too small", "unreadable", "odd bucket", "no
+    control picture".
     """
 
     path: str
@@ -55,6 +46,9 @@ class PictureView:
     caption_path: str | None
     placement: Placement | None
     problems: tuple[str, ...] = ()
+    text: str | None = None
+    control: str | None = None
+    aside: bool = False
 
     @property
     def name(self) -> str:
@@ -78,7 +72,11 @@ class PictureView:
 
 @dataclass(frozen=True)
 class FolderView:
-    """One folder of pictures with what its name says."""
+    """One folder or metadata file of pictures with what its name says; `key` is the option that named it.
+
+    `empty` are pictures whose caption file holds nothing; `control_dir` is the folder of their masks or control
+    pictures, `strangers` are files in it that belong to no picture.
+    """
 
     path: str
     repeats: int
@@ -88,6 +86,12 @@ class FolderView:
     pictures: list[PictureView]
     text_files: dict[str, int]
     caption_extension: str
+    key: str = "train_data_dir"
+    metadata: bool = False
+    rules: CaptionRules = CaptionRules()
+    empty: tuple[str, ...] = ()
+    control_dir: str = ""
+    strangers: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -96,8 +100,8 @@ class FolderView:
 
     @property
     def captions(self) -> int:
-        """Pictures with a caption file."""
-        return sum(picture.caption_path is not None for picture in self.pictures)
+        """Pictures with words of their own."""
+        return sum(bool(picture.caption_path or picture.text) for picture in self.pictures) - len(self.empty)
 
     @property
     def smallest_side(self) -> int | None:
@@ -107,14 +111,22 @@ class FolderView:
 
 @dataclass
 class DatasetView:
-    """All folders with what follows: pictures, showings in an epoch, buckets, batches; and what is wrong."""
+    """All folders with what follows: pictures, showings in an epoch, buckets, batches; and what is wrong.
+
+    `images` are the pictures that are trained, `regular` the regularisation pictures that are shown, `aside` those
+    kept for validation. `batch_size` is the largest one. `unknown` says that foreign code supplies the pictures.
+    """
 
     folders: list[FolderView] = field(default_factory=list)
     images: int = 0
+    regular: int = 0
+    aside: int = 0
     shown: int = 0
     buckets: dict[Size, int] = field(default_factory=dict)
     batches: int = 0
+    batch_size: int = 1
     problems: list[Problem] = field(default_factory=list)
+    unknown: bool = False
 
     @property
     def lonely(self) -> list[Size]:
@@ -122,27 +134,24 @@ class DatasetView:
         return [size for size, count in self.buckets.items() if count == 1] if len(self.buckets) > 1 else []
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Folders that share buckets and batches, and their rule."""
-
-    folders: list[tuple[ClassFolder, bool, str]]
-    bucketing: Bucketing | None
-    batch_size: int
-    split: float = 0.0
-
-
 @lru_cache(maxsize=200_000)
 def _size_of(path: str, changed: int, length: int) -> Size | None:
     """Size of a picture as shown; `changed` and `length` only make the answer forgotten when the file changes."""
     try:
+        if path.endswith(".npz"):
+            # of a picture that is gone only its encoded form is left
+            import numpy as np  # seldom needed, and slow to import
+
+            with np.load(path, allow_pickle=False) as arrays:
+                width, height = (int(side) for side in arrays["original_size"])
+            return width, height
         header = read_header(path)
         if header is not None:
             return header.size
         with Image.open(path) as image:
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             return (image.height, image.width) if turned else image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, KeyError, SyntaxError, Image.DecompressionBombError):
         return None
 
 
@@ -171,37 +180,23 @@ def sizes_in(folder: str, names: list[str]) -> list[Size | None]:
     return [(value >> 32, value & 0xFFFFFFFF) if value >= 0 else None for value in packed]
 
 
-def bucketing_of(values: Mapping[str, Any]) -> Bucketing | None:
-    """The rule for buckets in these values (all keys present); None without a valid resolution."""
-    try:
-        resolution = parse_resolution(str(values["resolution"]))
-    except (UserError, KeyError):
-        return None
-    return Bucketing(
-        resolution,
-        bool(values["enable_bucket"]),
-        int(values["min_bucket_reso"]),
-        int(values["max_bucket_reso"]),
-        max(int(values["bucket_reso_steps"]), 1),
-        bool(values["bucket_no_upscale"]),
-    )
+def view(values: Mapping[str, Any], command: str = "train_network", allowed: Allowed | None = None) -> DatasetView:
+    """The data set of these values. Never raises for what it finds; `problems` says it.
 
-
-def view(values: Mapping[str, Any]) -> DatasetView:
-    """The data set of these values (all keys present). Never raises for what it finds; `problems` says it."""
-    made = DatasetView()
+    Args:
+        values: every option of the trainer.
+        command: the trainer.
+        allowed: whether a path may be looked at; None allows all.
+    """
+    found = find(values, command, allowed)
+    made = DatasetView(unknown=found.unknown, problems=found.problems)
     total: Counter[Size] = Counter()
-    for part in _parts(values, made.problems):
-        counts: Counter[Size] = Counter()
-        views = [_folder(folder, reg, extension, part, made.problems) for folder, reg, extension in part.folders]
-        for folder_view, showings in zip(views, _showings(views)):
-            made.images += 0 if folder_view.regularisation else len(folder_view.pictures)
-            trained = _kept(len(folder_view.pictures), part.split) if not folder_view.regularisation else None
-            for picture, times in zip(folder_view.pictures[:trained], showings):
-                if picture.placement is not None and times:
-                    counts[picture.placement.bucket] += times
-                    made.shown += times
-        made.batches += batch_count(counts.values(), max(part.batch_size, 1))
+    for part in found.parts:
+        seen = (_Sight(source, part, found, allowed).view() for source in part.sources)
+        views = [each for each in seen if each is not None]
+        counts = _counted(views, made)
+        made.batches += batch_count(counts.values(), part.batch_size)
+        made.batch_size = max(made.batch_size, part.batch_size)
         total += counts
         made.folders += views
     made.buckets = dict(sorted(total.items()))
@@ -210,152 +205,185 @@ def view(values: Mapping[str, Any]) -> DatasetView:
     return made
 
 
-def _kept(count: int, split: float) -> int:
-    return count - round(count * split) if split > 0 else count
-
-
-def _showings(views: list[FolderView]) -> list[list[int]]:
-    """How often every picture is shown in an epoch: its repeats; regularisation pictures as often as needed."""
-    target = sum(folder.repeats * len(folder.pictures) for folder in views if not folder.regularisation)
-    regular = [folder.repeats for folder in views if folder.regularisation for _ in folder.pictures]
-    balanced = iter(balance_regularisation(target, regular))
-    return [
-        [next(balanced) for _ in folder.pictures] if folder.regularisation else [folder.repeats] * len(folder.pictures)
-        for folder in views
-    ]
+def _counted(views: Sequence[FolderView], made: DatasetView) -> Counter[Size]:
+    """Showings of an epoch by size; regularisation pictures as often as needed to match the others."""
+    trained = [[picture for picture in folder.pictures if not picture.aside] for folder in views]
+    target = sum(folder.repeats * len(some) for folder, some in zip(views, trained) if not folder.regularisation)
+    asked = [folder.repeats for folder in views if folder.regularisation for _ in folder.pictures]
+    balanced = iter(balance_regularisation(target, asked))
+    counts: Counter[Size] = Counter()
+    for folder, some in zip(views, trained):
+        made.aside += len(folder.pictures) - len(some)
+        for picture in some:
+            times = next(balanced) if folder.regularisation else folder.repeats
+            if not times:
+                continue
+            made.regular += folder.regularisation
+            made.images += not folder.regularisation
+            if picture.placement is not None:
+                counts[picture.placement.bucket] += times
+                made.shown += times
+    return counts
 
 
 def _with_odd(folder: FolderView, lonely: set[Size]) -> FolderView:
     if not any(picture.bucket in lonely for picture in folder.pictures):
         return folder
     pictures = [
-        PictureView(p.path, p.size, p.caption_path, p.placement, (*p.problems, "odd bucket"))
-        if p.bucket in lonely
-        else p
-        for p in folder.pictures
+        replace(picture, problems=(*picture.problems, "odd bucket")) if picture.bucket in lonely else picture
+        for picture in folder.pictures
     ]
-    changed = {name: getattr(folder, name) for name in folder.__dataclass_fields__} | {"pictures": pictures}
-    return FolderView(**changed)
+    return replace(folder, pictures=pictures)
 
 
-def _folder(folder: ClassFolder, reg: bool, extension: str, part: _Part, problems: list[Problem]) -> FolderView:
-    paths = [os.path.join(folder.path, name) for name in folder.images]
-    bucketer = Bucketer(part.bucketing) if part.bucketing else None
-    pictures = []
-    for path, size, caption in zip(paths, sizes_in(str(folder.path), folder.images), folder.captions):
-        found: list[str] = [] if caption or folder.class_tokens else ["no caption"]
-        placement = None
-        if size is None:
-            found.append("unreadable")
-        elif bucketer is not None:
-            placement = _place(bucketer, path, size, problems)
-            area = bucketer.bucketing.resolution[0] * bucketer.bucketing.resolution[1]
-            if placement is None or size[0] * size[1] < area / 2:
-                found.append("too small")
-        caption_path = os.path.join(folder.path, caption) if caption else None
-        pictures.append(PictureView(path, size, caption_path, placement, tuple(found)))
-    return FolderView(
-        str(folder.path), folder.repeats, folder.class_tokens, reg, folder.flat, pictures, folder.text_files, extension
-    )
+@dataclass(frozen=True)
+class _Raw:
+    """A picture before its place is known; `bucket` is what a metadata file prescribes."""
+
+    path: str
+    size: Size | None
+    caption_path: str | None
+    text: str | None = None
+    bucket: Size | None = None
 
 
-def _place(bucketer: Bucketer, path: str, size: Size, problems: list[Problem]) -> Placement | None:
-    try:
-        return bucketer.select(*size)
-    except DataError as error:
-        problems.append(Problem("error", error.key, f"{os.path.basename(path)}: {error.message}.", error.hint))
-        return None
+class _Sight:
+    """One look at the pictures of a source."""
 
+    def __init__(self, source: Source, part: Part, found: Found, allowed: Allowed | None) -> None:
+        self.source, self.part, self.found, self.allowed = source, part, found, allowed
+        self.bucketer = Bucketer(part.bucketing or Bucketing((64, 64), True))
+        self.least = 0 if part.bucketing is None else part.bucketing.resolution[0] * part.bucketing.resolution[1] / 2
 
-def _parts(values: Mapping[str, Any], problems: list[Problem]) -> Iterable[_Part]:
-    extension = str(values.get("caption_extention") or values["caption_extension"])
-    if values.get("dataset_config"):
-        yield from _parts_of_file(Path(str(values["dataset_config"])), values, extension, problems)
-        return
-    folders: list[tuple[ClassFolder, bool, str]] = []
-    for key, reg in (("train_data_dir", False), ("reg_data_dir", True)):
-        if not values.get(key):
-            continue
+    def view(self) -> FolderView | None:
+        """The source with its pictures; None if it cannot be used, which is noted."""
+        source, files = self.source, self.source.files
         try:
-            found = scan_class_folders(str(values[key]), extension)
-            folders += [(folder, reg, extension) for folder in found]
-            problems += _ignored(str(values[key]), key, found)
+            raw = list(self._of_metadata() if files is None else self._of_folder())
         except DataError as error:
-            problems.append(Problem("error", key, f"{error.message[0].upper()}{error.message[1:]}.", error.hint))
-    split = float(values.get("validation_split") or 0)
-    yield _Part(folders, _usable(bucketing_of(values), problems), int(values["train_batch_size"]), split)
+            self.found.add(source.key, error)
+            return None
+        controls, strangers = self._controls([picture.path for picture in raw])
+        empty = {picture.path for picture in raw if picture.caption_path and _is_empty(picture.caption_path)}
+        aside = set() if source.regularisation else set(set_aside(len(raw), self.part.split, self.part.seed)[1])
+        pictures = [
+            self._picture(picture, picture.path in empty, controls.get(picture.path), number in aside)
+            for number, picture in enumerate(raw)
+        ]
+        return FolderView(
+            source.path,
+            source.repeats,
+            source.class_tokens,
+            source.regularisation,
+            bool(files and files.flat),
+            pictures,
+            files.text_files if files else {},
+            source.extension,
+            source.key,
+            files is None,
+            source.rules,
+            tuple(sorted(os.path.basename(path) for path in empty)),
+            source.control_dir,
+            tuple(strangers),
+        )
+
+    def _of_folder(self) -> Iterator[_Raw]:
+        files = self.source.files
+        if files is None:
+            return
+        folder = str(files.path)
+        for name, size, caption in zip(files.images, sizes_in(folder, files.images), files.captions):
+            yield _Raw(os.path.join(folder, name), size, os.path.join(folder, caption) if caption else None)
+
+    def _of_metadata(self) -> Iterator[_Raw]:
+        source, path = self.source, Path(self.source.path)
+        folder = Path(source.image_dir) if source.image_dir else None
+        entries = read_metadata(path)
+        files = files_by_stem(folder) if folder is not None else {}
+        places = {key: locate(key, folder, files) for key in entries}
+        lost = [key for key, place in places.items() if place is None]
+        if lost:
+            shown = ", ".join(repr(os.path.basename(key)) for key in lost[:3]) + (", ..." if len(lost) > 3 else "")
+            where = f" in {folder}" if folder else ""
+            text = f"{path.name} names {len(lost)} pictures that are not there{where} ({shown})"
+            raise DataError(text, source.key, "Choose the folder of its pictures, or make the file anew.")
+        strange = {os.path.dirname(place) for place in places.values() if place}
+        strange = {each for each in strange if self.allowed is not None and not self.allowed(each)}
+        if strange:
+            raise DataError(f"{sorted(strange)[0]} lies outside the folders open to the page", source.key)
+        measured = [place for key, place in places.items() if place and not entries[key].get("image_size")]
+        sizes = dict(zip(measured, picture_sizes(measured)))
+        for key, entry in entries.items():
+            place = str(places[key])
+            size = size_in(entry, "image_size", key, path) or sizes.get(place)
+            words = caption_of_entry(entry, source.rules.caption_separator)
+            yield _Raw(place, size, None, words or "", size_in(entry, "train_resolution", key, path))
+
+    def _picture(self, raw: _Raw, empty: bool, control: str | None, aside: bool) -> PictureView:
+        source = self.source
+        words = raw.text if source.files is None else raw.caption_path and not empty
+        problems = [] if words or source.class_tokens else ["no caption"]
+        placement = None
+        if raw.size is None:
+            problems.append("unreadable")
+        elif self.part.bucketing is None:
+            placement = self.bucketer.place_in(raw.size, raw.bucket) if raw.bucket else None
+        else:
+            placement = self._place(raw.path, raw.size)
+            if placement is None or raw.size[0] * raw.size[1] < self.least:
+                problems.append("too small")
+        if source.control_dir and control is None:
+            problems.append("no control picture")
+        return PictureView(raw.path, raw.size, raw.caption_path, placement, tuple(problems), raw.text, control, aside)
+
+    def _place(self, path: str, size: Size) -> Placement | None:
+        try:
+            return self.bucketer.select(*size)
+        except DataError as error:
+            text = f"{os.path.basename(path)}: {error.message}."
+            self.found.problems.append(Problem("error", error.key, text, error.hint))
+            return None
+
+    def _controls(self, paths: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+        """The control picture or mask of every picture by name, and files that belong to none."""
+        folder = self.source.control_dir
+        if not folder:
+            return {}, []
+        key = "conditioning_data_dir"
+        if not os.path.isdir(folder):
+            # a folder chosen in the form is looked for with the other files
+            if self.source.key == "dataset_config":
+                self.found.add("dataset_config", DataError(f"the folder {folder} does not exist"))
+            return {}, []
+        try:
+            names = {os.path.splitext(name)[0]: name for name in list_folder(folder).images}
+        except DataError as error:
+            self.found.add(key, error)
+            return {}, []
+        stems = {path: os.path.splitext(os.path.basename(path))[0] for path in paths}
+        matched = {path: os.path.join(folder, names[stem]) for path, stem in stems.items() if stem in names}
+        strangers = sorted(set(names) - set(stems.values())) if self.source.control_only else []
+        return matched, [names[stem] for stem in strangers]
 
 
-def _usable(rule: Bucketing | None, problems: list[Problem]) -> Bucketing | None:
-    """The rule if buckets can be made by it; numbers far out of reason would take hours to count."""
-    if rule is None or (max(rule.resolution) <= _LONGEST and not rule.enabled):
-        return rule
-    if min(rule.resolution) < rule.step:
-        text = f"The resolution is smaller than the step between buckets ({rule.step})."
-        problems.append(Problem("error", "resolution", text, "Raise it, or lower the step."))
-    elif max(rule.resolution) > _LONGEST:
-        problems.append(Problem("error", "resolution", f"The resolution is above {_LONGEST}.", "512 to 1024 is usual."))
-    elif rule.maximum > _LONGEST:
-        text = f"The largest side of a bucket is above {_LONGEST}."
-        problems.append(Problem("error", "max_bucket_reso", text, "1024 to 2048 is usual."))
-    else:
-        return rule
-    return None
+def control_of_other_shape(folder: FolderView) -> list[str]:
+    """Names of pictures whose control picture or mask has another shape, which cannot be cut alike."""
+    pairs = [(picture, picture.control, picture.size) for picture in folder.pictures]
+    known = [(picture, control, size) for picture, control, size in pairs if control and size]
+    others = picture_sizes([control for _, control, _ in known])
+    return [
+        picture.name
+        for (picture, _, size), other in zip(known, others)
+        if other is not None and other != size and not same_shape(size, other)
+    ]
 
 
-def _ignored(root: str, key: str, found: list[ClassFolder]) -> list[Problem]:
-    """Folders that training passes over because of their names, and pictures that lie outside all folders."""
-    if found and found[0].flat:
-        return []
-    names = ignored_entries(root)
-    folders = [name for name in names if os.path.isdir(os.path.join(root, name))]
-    folders = [name for name in folders if list_folder(os.path.join(root, name)).images]
-    loose = len(names) - sum(os.path.isdir(os.path.join(root, name)) for name in names)
-    problems = []
-    if folders:
-        shown = ", ".join(repr(name) for name in folders[:3]) + (" and others" if len(folders) > 3 else "")
-        better = f"10_{folders[0].lstrip('_ ')}"
-        hint = f"Rename {folders[0]!r} to {better!r}: the number is how often each picture is shown."
-        severity = "warning" if found else "error"
-        problems.append(Problem(severity, key, f"{shown} has pictures, but no number in front of its name.", hint))
-    if loose and found:
-        text = f"{loose} pictures lie beside the folders in {os.path.basename(root)!r} and are not trained."
-        problems.append(Problem("warning", key, text, "Move them into one of the folders."))
-    if not found and not folders:
-        text = f"There are no pictures in {root!r}."
-        problems.append(Problem("error", key, text, "Put them there, or into a folder such as 10_name inside."))
-    return problems
-
-
-def _parts_of_file(path: Path, values: Mapping[str, Any], extension: str, problems: list[Problem]) -> Iterable[_Part]:
-    """The parts of a dataset description. Its mistakes are named by `findings`; here folders and sizes count."""
-    key = "dataset_config"
+def _is_empty(path: str) -> bool:
+    """Whether a caption file holds no words; a long one is not read for that."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
-        tables = [(table, list(table["subsets"])) for table in content["datasets"]]
-        general = dict(content.get("general") or {})
-    except OSError as error:
-        problems.append(Problem("error", key, f"{path} cannot be read: {error.strerror}.", "Choose another file."))
-        return
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        hint = "It needs [[datasets]] with [[datasets.subsets]]; Windows paths stand in single quotes."
-        problems.append(Problem("error", key, f"{path.name} is no description of datasets: {error}.", hint))
-        return
-    for table, subsets in tables:
-        merged = {**values, "train_batch_size": values["train_batch_size"], **general, **table}
-        if isinstance(merged.get("resolution"), list):
-            merged["resolution"] = ",".join(str(side) for side in merged["resolution"])
-        batch = int(table.get("batch_size", general.get("batch_size", values["train_batch_size"])))
-        found = []
-        for subset in subsets:
-            ending = str(subset.get("caption_extension", merged["caption_extension"] or extension))
-            try:
-                folder = list_folder(str(subset.get("image_dir", "")), ending)
-            except DataError as error:
-                problems.append(Problem("error", key, f"{path.name}: {error.message}."))
-                continue
-            folder.repeats = int(subset.get("num_repeats", general.get("num_repeats", values["dataset_repeats"])))
-            folder.class_tokens = str(subset.get("class_tokens", ""))
-            found.append((folder, bool(subset.get("is_reg")), ending))
-        yield _Part(found, _usable(bucketing_of(merged), problems), batch, float(merged.get("validation_split") or 0))
+        if os.stat(path).st_size > _SHORT:
+            return False
+        with open(path, "rb") as file:
+            return not file.read(_SHORT).strip(b" \t\r\n\xef\xbb\xbf")
+    except OSError:
+        return False

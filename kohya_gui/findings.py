@@ -4,17 +4,15 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from kohya_gui import machine
-from kohya_gui.dataset_view import DatasetView, FolderView, Problem
+from kohya_gui.model_kind import FAMILY_NAMES, model_facts
 from kohya_gui.paths import Roots, nearest_name
-from sd_scripts.schema.commands import COMMANDS
-from sd_scripts.schema.dataset_file import Rules, read_dataset_config
-from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.headers import ModelFacts, identify
+from kohya_gui.problem import Problem
+from sd_scripts.schema.gui import AUTO_FAMILY
+from sd_scripts.schema.headers import ModelFacts
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _GONE_MODELS = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
@@ -34,20 +32,6 @@ _PACKAGES = (
     (re.compile(r"ScheduleFree$", re.IGNORECASE), "schedulefree", "schedulefree"),
     (re.compile(r"^Lion$", re.IGNORECASE), "lion_pytorch", "lion-pytorch"),
 )
-
-
-@lru_cache(maxsize=256)
-def _identified(path: str, changed: int, length: int) -> ModelFacts:
-    return identify(path)
-
-
-def model_facts(path: str) -> ModelFacts:
-    """What a model path holds, from its header; remembered until the file changes."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return identify(path)
-    return _identified(path, found.st_mtime_ns, found.st_size)
 
 
 def is_hub_id(text: str) -> bool:
@@ -78,24 +62,11 @@ def outside(values: Mapping[str, Any], keys: tuple[str, ...], roots: Roots | Non
     return found
 
 
-def dataset_file(values: Mapping[str, Any], command: str) -> list[Problem]:
-    """What is wrong in the description of data sets: file, table and key, as the trainer would say it."""
-    text = values.get("dataset_config")
-    if not text:
-        return []
-    masks = bool(values.get("masked_loss")) and COMMANDS[command].method not in ("controlnet", "lllite")
-    try:
-        read_dataset_config(Path(str(text)), Rules.of(command, masks))
-    except UserError as error:
-        return [Problem("error", "dataset_config", error.message, error.hint)]
-    return []
+_MODEL_KEYS = ("pretrained_model_name_or_path", "vae", "controlnet_model_name_or_path")
 
 
-_MODEL_KEYS = ("pretrained_model_name_or_path", "vae")
-
-
-def base_model(values: Mapping[str, Any]) -> Iterator[Problem]:
-    """The base model: there, whole, of a kind that this tab trains, and not contradicting the switches."""
+def base_model(values: Mapping[str, Any], family: str) -> Iterator[Problem]:
+    """The base model: there, whole, of a kind that can be trained, and of the family that the form says."""
     key = "pretrained_model_name_or_path"
     text = str(values.get(key) or "")
     if not text:
@@ -112,10 +83,11 @@ def base_model(values: Mapping[str, Any]) -> Iterator[Problem]:
         else:
             yield missing(text, "The base model", key)
         return
-    yield from _model_fits(text, model_facts(text), values, key)
+    yield from _model_fits(text, model_facts(text), values, family)
 
 
-def _model_fits(text: str, facts: ModelFacts, values: Mapping[str, Any], key: str) -> Iterator[Problem]:
+def _model_fits(text: str, facts: ModelFacts, values: Mapping[str, Any], family: str) -> Iterator[Problem]:
+    key = "pretrained_model_name_or_path"
     name = os.path.basename(os.path.normpath(text))
     if facts.problem:
         yield Problem("error", key, f"{name} cannot be used: {facts.problem}.", "Choose another file.")
@@ -126,15 +98,6 @@ def _model_fits(text: str, facts: ModelFacts, values: Mapping[str, Any], key: st
             f"{name} is {_NOT_A_BASE[facts.kind]}, not a whole model.",
             "Choose a checkpoint or a diffusers folder.",
         )
-    elif facts.version == "sdxl" and not values.get("sdxl"):
-        yield Problem("error", "sdxl", f"{name} is a Stable Diffusion XL model.", "Switch on SDXL model.")
-    elif facts.version in ("sd1", "sd2") and values.get("sdxl"):
-        yield Problem(
-            "error",
-            "sdxl",
-            f"{name} is a Stable Diffusion {facts.version[-1]}.x model, but SDXL is switched on.",
-            "Switch it off.",
-        )
     elif facts.version in _FAMILY_NAMES:
         yield Problem(
             "error",
@@ -142,18 +105,26 @@ def _model_fits(text: str, facts: ModelFacts, values: Mapping[str, Any], key: st
             f"{name} is a {_FAMILY_NAMES[facts.version]} model, which this tab cannot train.",
             "Choose a Stable Diffusion 1.x, 2.x or XL model.",
         )
-    elif facts.version == "sd1" and values.get("v2"):
-        yield Problem(
-            "error", "v2", f"{name} is a Stable Diffusion 1.x model, but 2.x is switched on.", "Switch it off."
-        )
-    if facts.prediction == "v_prediction" and not values.get("v_parameterization"):
-        yield Problem(
-            "warning", "v_parameterization", f"{name} says that it predicts velocity.", "Switch velocity prediction on."
-        )
-    if facts.prediction == "epsilon" and facts.version == "sd1" and values.get("v_parameterization"):
-        yield Problem(
-            "warning", "v_parameterization", f"{name} predicts noise, not velocity.", "Switch velocity prediction off."
-        )
+    else:
+        yield from _family_fits(name, facts, values, family)
+
+
+def _family_fits(name: str, facts: ModelFacts, values: Mapping[str, Any], family: str) -> Iterator[Problem]:
+    """What the form says about the model does not contradict the model's header."""
+    said = "sd2" if family == "sd2-v" else family
+    if facts.version in FAMILY_NAMES and facts.version != said:
+        text = f"{name} is a {FAMILY_NAMES[facts.version]} model, not {FAMILY_NAMES[said]}."
+        yield Problem("error", "model_family", text, "Let the file decide.", {"model_family": AUTO_FAMILY})
+        return
+    velocity = bool(values.get("v_parameterization"))
+    if facts.prediction == "v_prediction" and not velocity:
+        fix = {"model_family": "sd2-v" if said == "sd2" else AUTO_FAMILY}
+        text = f"{name} says that it predicts velocity."
+        yield Problem("warning", "model_family", text, "Switch velocity prediction on.", fix)
+    if facts.prediction == "epsilon" and velocity:
+        text = f"{name} predicts noise, not velocity."
+        fix = {"model_family": said if said != "sdxl" else AUTO_FAMILY}
+        yield Problem("warning", "model_family", text, "Switch velocity prediction off.", fix)
 
 
 def _in_hub_cache(model: str) -> bool:
@@ -165,9 +136,11 @@ def _in_hub_cache(model: str) -> bool:
 
 _FILES = (
     ("vae", "The VAE"),
+    ("controlnet_model_name_or_path", "The ControlNet"),
+    ("weights", "The embedding"),
     ("dataset_config", "The dataset description"),
     ("in_json", "The metadata file"),
-    ("conditioning_data_dir", "The folder of masks"),
+    ("conditioning_data_dir", "The folder of masks or control pictures"),
     ("sample_prompts", "The file of prompts"),
     ("log_tracker_config", "The tracker's settings file"),
 )
@@ -194,8 +167,8 @@ def other_files(values: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem("error", "resume", f"The training state {resume} is empty.", "Choose another one.")
 
 
-def output(values: Mapping[str, Any]) -> Iterator[Problem]:
-    """The folder and the name of the result."""
+def output(values: Mapping[str, Any], target: str) -> Iterator[Problem]:
+    """The folder and the name of the result; `target` is the name of its last file."""
     folder, name = str(values.get("output_dir") or ""), str(values.get("output_name") or "last")
     if re.search(r'[/\\:*?"<>|\0]', name) or name.strip(". ") != name:
         yield Problem(
@@ -210,14 +183,13 @@ def output(values: Mapping[str, Any]) -> Iterator[Problem]:
     if path.is_dir():
         if not os.access(path, os.W_OK):
             yield Problem("error", "output_dir", f"Nothing can be written into {folder}.", "Choose another folder.")
-        target = path / f"{name}.{values.get('save_model_as') or 'safetensors'}"
-        if target.exists() and not values.get("resume"):
-            yield Problem(
-                "warning",
-                "output_name",
-                f"{target.name} exists and will be replaced.",
-                "Choose another name to keep it.",
-            )
+        if target and (path / target).exists() and not values.get("resume"):
+            text = f"{target} exists and will be replaced."
+            yield Problem("warning", "output_name", text, "Choose another name to keep it.")
+        trained = values.get("train_data_dir")
+        if trained and os.path.realpath(folder) == os.path.realpath(str(trained)):
+            text = "The results would be written among the pictures."
+            yield Problem("warning", "output_dir", text, "Choose another folder.")
     elif path.exists():
         yield Problem("error", "output_dir", f"{folder} is a file, not a folder.", "Choose a folder.")
     elif path.parent.is_dir():
@@ -247,59 +219,6 @@ def samples(values: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(
             "warning", "sample_every_n_epochs", "There are prompts, but no samples are asked for.", "Say how often."
         )
-
-
-def captions(view: DatasetView, folder_key: str = "train_data_dir") -> Iterator[Problem]:
-    """Pictures that cannot be read, have no words, or share a name; endings that do not fit."""
-    for folder in view.folders:
-        key = "reg_data_dir" if folder.regularisation else folder_key
-        damaged = [picture.name for picture in folder.pictures if "unreadable" in picture.problems]
-        if damaged:
-            yield Problem(
-                "warning",
-                key,
-                f"{folder.name}: {_some(damaged)} cannot be read and will be left out.",
-                "Replace or remove.",
-            )
-        stems = [os.path.splitext(picture.name)[0] for picture in folder.pictures]
-        doubles = sorted({stem for stem in stems if stems.count(stem) > 1}) if len(set(stems)) < len(stems) else []
-        if doubles:
-            hint = "Rename one of each: they share a caption and a cache file."
-            yield Problem("warning", key, f"{folder.name}: {_some(doubles)} stand for two pictures each.", hint)
-        if not folder.regularisation:
-            yield from _without_caption(folder, key)
-    if view.folders and not any(folder.pictures for folder in view.folders if not folder.regularisation):
-        yield Problem("error", folder_key, "There are no pictures to train with.", "Put pictures into the folder.")
-
-
-def _without_caption(folder: FolderView, key: str) -> Iterator[Problem]:
-    bare = [picture.name for picture in folder.pictures if picture.caption_path is None]
-    if not bare:
-        return
-    ending = folder.caption_extension
-    if folder.captions == 0 and folder.text_files:
-        other, count = max(folder.text_files.items(), key=lambda item: item[1])
-        text = f"{folder.name}: no {ending} files, but {count} {other} files."
-        hint = f"Set the ending of caption files to {other}."
-        yield Problem("warning", "caption_extension", text, hint, {"caption_extension": other})
-        return
-    instead = (
-        f"the folder's words {folder.class_tokens!r} are used"
-        if folder.class_tokens
-        else "they are trained without words"
-    )
-    who = "the pictures have" if len(bare) == len(folder.pictures) else f"{_some(bare)} of {len(folder.pictures)} have"
-    yield Problem(
-        "warning",
-        key,
-        f"{folder.name}: {who} no caption ({ending}); {instead}.",
-        "Write captions, or leave it so on purpose.",
-    )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return f"{len(names)} pictures ({shown}, ...)" if len(names) > 3 else f"{len(names)} ({shown})"
 
 
 def installed(module: str) -> bool:

@@ -11,11 +11,12 @@ import psutil
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU; `memory` in bytes, 0 if unknown."""
+    """A GPU; `memory` in bytes, 0 if unknown; `capability` is NVIDIA's number of its generation, if known."""
 
     index: int
     name: str
     memory: int
+    capability: tuple[int, int] | None = None
 
 
 @cache
@@ -41,7 +42,12 @@ def _nvidia() -> list[Gpu]:
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
         return [
-            Gpu(i, str(pynvml.nvmlDeviceGetName(handle)), int(pynvml.nvmlDeviceGetMemoryInfo(handle).total))
+            Gpu(
+                i,
+                str(pynvml.nvmlDeviceGetName(handle)),
+                int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+                tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+            )
             for i, handle in enumerate(handles)
         ]
     except pynvml.NVMLError:

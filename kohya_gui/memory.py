@@ -1,148 +1,225 @@
-"""The trainer's own plan of memory, made in a process of its own: the page itself never imports torch."""
+"""The trainer's own plan of a run, made in a process of its own: its memory, and whatever the trainer refuses.
+
+The page itself never imports torch. One process works at a time, with low priority; everybody who looks at a form has
+one question, and a newer one takes the place of the older.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from kohya_gui.command import build, trainer
+from kohya_gui.counting import stamps
+from kohya_gui.forecast import Forecast
+from kohya_gui.launch_args import environment
+from kohya_gui.machine import has_gpu
+from kohya_gui.model_kind import resolve
+from sd_scripts.events import read_events
 from sd_scripts.schema.commands import COMMANDS
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.fields import complete
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 300.0  # seconds; a busy machine takes a minute for SDXL
-_KEPT = 20
-_RUNNING = "working"
+SETTLE = 1.0  # seconds without a newer question before a process is started
+GONE = 60.0  # seconds after which nobody waits any more for what was asked
+_KEPT = 40
+_NICE = 10
+_REFUSED = 2  # the trainers' exit code for options that cannot be
 # They change nothing about the memory; without them a renamed run is not planned again.
-_NO_MATTER = ("output_name", "logging_dir", "training_comment", "seed")
+_NO_MATTER = (
+    "output_name", "output_dir", "logging_dir", "log_prefix", "log_tracker_name", "wandb_run_name", "training_comment",
+    "seed", "max_train_steps", "max_train_epochs", "epoch", "lr_warmup", "lr_warmup_steps", "prior_loss_weight",
+    "min_snr_gamma", "noise_offset", "sample_every_n_steps", "sample_every_n_epochs", "sample_sampler",
+)  # fmt: skip
+_NO_MATTER_STARTS = ("save_every_", "save_last_", "metadata_", "huggingface_")
+# of a rate it only matters whether there is one
+_RATES = ("learning_rate", "unet_lr", "learning_rate_te", "learning_rate_te1", "learning_rate_te2")
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """What is known: `state` "working", "done" or "failed"; the plan's facts when done; a sentence when failed."""
+@dataclass
+class _Question:
+    """What one person wants to know. Times are of `time.monotonic`."""
 
-    state: str
-    facts: Mapping[str, Any] | None = None
-    problem: str = ""
+    key: str
+    command: str
+    values: Mapping[str, Any]
+    asked: float
+    seen: float
 
-    @property
-    def line(self) -> str:
-        """The peak in words, or why there is none."""
-        memory = (self.facts or {}).get("memory")
-        if not memory:
-            return self.problem
-        parts = ", ".join(
-            f"{name} {_gib(memory[name])}" for name in ("weights", "gradients", "optimizer", "activations")
-        )
-        return f"{_gib(memory['peak'])} ({parts})"
+
+@dataclass
+class _Work:
+    """The process that works now."""
+
+    key: str
+    process: subprocess.Popen[str] | None = None
+    ended: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def end(self) -> None:
+        """Stop it, or keep it from starting."""
+        with self.lock:
+            self.ended = True
+            if self.process is not None and self.process.poll() is None:
+                self.process.kill()
 
 
 class MemoryPlanner:
-    """Plans in the background, one at a time: a newer question ends the older one's process.
+    """Plans in the background. Answers are remembered by the options that matter."""
 
-    Answers are remembered by the options asked about.
-    """
-
-    def __init__(self, timeout: float = TIMEOUT, python: str = sys.executable) -> None:
-        self._timeout, self._python = timeout, python
-        self._lock = threading.Lock()
+    def __init__(self, timeout: float = TIMEOUT, python: str = sys.executable, settle: float = SETTLE) -> None:
+        self._timeout, self._python, self._settle = timeout, python, settle
+        self._changed = threading.Condition()
         self._answers: OrderedDict[str, Forecast] = OrderedDict()
-        self._current = ""
-        self._process: subprocess.Popen[str] | None = None
+        self._questions: OrderedDict[str, _Question] = OrderedDict()
+        self._work: _Work | None = None
+        self._thread: threading.Thread | None = None
 
-    def ask(self, command: str, values: Mapping[str, Any]) -> Forecast:
+    def ask(self, command: str, values: Mapping[str, Any], who: str = "") -> Forecast:
         """What is known about these form values at once; the first question about them starts the work.
 
-        Raises:
-            UserError: the values make no command.
+        Args:
+            command: the tab's command.
+            values: the form's values.
+            who: whoever asks; their earlier question is forgotten.
         """
-        key = _key(command, values)
-        with self._lock:
+        key, now = _key(command, values), time.monotonic()
+        with self._changed:
             if key in self._answers:
                 self._answers.move_to_end(key)
+                self._drop(who)
                 return self._answers[key]
-            if self._current == key:
-                return Forecast(_RUNNING)
-        # The folder also takes what a trainer writes beside its results: a plan leaves nothing behind.
+            before = self._questions.get(who)
+            if before is None or before.key != key:
+                self._drop(who)
+                before = self._questions[who] = _Question(key, command, dict(values), now, now)
+            before.seen = now
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+            return Forecast("working", waited=now - before.asked)
+
+    def cancel(self, who: str = "") -> None:
+        """Nobody of this name wants to know anything any more; what is known stays known."""
+        with self._changed:
+            self._drop(who)
+            self._changed.notify()
+
+    @property
+    def process(self) -> subprocess.Popen[str] | None:
+        """The process at work, if there is one."""
+        return self._work.process if self._work else None
+
+    def _drop(self, who: str) -> None:
+        gone = self._questions.pop(who, None)
+        wanted = {question.key for question in self._questions.values()}
+        if gone and self._work and self._work.key == gone.key and gone.key not in wanted:
+            self._work.end()
+
+    # ------------------------------------------------------------------ the one thread that works
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                question = self._next()
+                if question is None:
+                    return
+                work = self._work = _Work(question.key)
+            answer = self._answer(question, work)
+            with self._changed:
+                self._work = None
+                if answer is not None:
+                    self._answers[question.key] = answer
+                    while len(self._answers) > _KEPT:
+                        self._answers.popitem(last=False)
+
+    def _next(self) -> _Question | None:
+        """The question that has waited longest, once its form is left alone; None ends the thread. Holds the lock."""
+        while True:
+            now = time.monotonic()
+            for who, question in list(self._questions.items()):
+                if now - question.seen > GONE or question.key in self._answers:
+                    del self._questions[who]
+            ready = [each for each in self._questions.values() if now - each.asked >= self._settle]
+            if ready:
+                return min(ready, key=lambda each: each.asked)
+            if not self._questions:
+                self._thread = None
+                return None
+            self._changed.wait(max(self._settle / 4, 0.01))
+
+    def _answer(self, question: _Question, work: _Work) -> Forecast | None:
+        """What one process says; None when nobody wants to know any more."""
         folder = Path(tempfile.mkdtemp(prefix="kohya-plan-"))
         try:
-            argv = self._command(command, values, folder)
-        except UserError:
+            argv, env = self._command(question.command, question.values, folder)
+            return self._ask_trainer(argv, env, folder, work)
+        except UserError as error:
+            # the form says the same beside its field
+            return Forecast("failed", problem=error.message, key=error.key, hint=error.hint)
+        except OSError as error:
+            return Forecast("failed", problem=f"The plan could not be started: {error.strerror}.")
+        finally:
+            # the folder also took what a trainer writes beside its results: a plan leaves nothing behind
             shutil.rmtree(folder, ignore_errors=True)
-            raise
-        with self._lock:
-            if self._current == key:  # somebody else asked the same meanwhile
-                shutil.rmtree(folder, ignore_errors=True)
-                return Forecast(_RUNNING)
-            self._stop()
-            self._current = key
-        threading.Thread(target=self._work, args=(key, argv, folder), daemon=True).start()
-        return Forecast(_RUNNING)
 
-    def _command(self, command: str, values: Mapping[str, Any], folder: Path) -> list[str]:
+    def _command(self, command: str, values: Mapping[str, Any], folder: Path) -> tuple[list[str], Mapping[str, str]]:
         """Write what the trainer reads into the folder; the command that plans with it. Raises UserError."""
-        plan = build(command, values, job_dir=folder)
+        plan = build(command, {**values, "cache_info": False}, job_dir=folder)
         config = folder / "plan.toml"
         config.write_text(plan.toml_text, encoding="utf-8")
         for name, text in plan.files.items():
             (folder / name).write_text(text, encoding="utf-8")
-        script = ROOT / COMMANDS[trainer(command, values)].module
-        return [self._python, str(script), "--config_file", str(config), "--plan_only", "--job_dir", str(folder)]
+        name = trainer(command, resolve(values))
+        script = ROOT / COMMANDS[name].module
+        argv = [self._python, str(script), "--config_file", str(config), "--plan_only", "--job_dir", str(folder)]
+        argv += ["--output_dir", str(folder / "out")]
+        env = {**os.environ, **environment(complete(name, {}), ROOT, not has_gpu()), "OMP_NUM_THREADS": "1"}
+        return argv, env if has_gpu() else {**env, "ACCELERATE_USE_CPU": "true"}
 
-    def cancel(self) -> None:
-        """End the work in progress; what is known stays known."""
-        with self._lock:
-            self._stop()
-
-    def _stop(self) -> None:
-        self._current = ""
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-
-    def _work(self, key: str, argv: list[str], folder: Path) -> None:
-        try:
-            answer = self._run(key, argv)
-        except OSError as error:
-            answer = Forecast("failed", problem=f"The plan could not be started: {error.strerror}.")
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        with self._lock:
-            if self._current != key or answer is None:
-                return
-            self._current = ""
-            self._answers[key] = answer
-            while len(self._answers) > _KEPT:
-                self._answers.popitem(last=False)
-
-    def _run(self, key: str, argv: list[str]) -> Forecast | None:
-        """The answer of one process; None when it was ended for a newer question."""
-        with self._lock:
-            if self._current != key:
+    def _ask_trainer(self, argv: list[str], env: Mapping[str, str], folder: Path, work: _Work) -> Forecast | None:
+        with work.lock:
+            if work.ended:
                 return None
-            process = subprocess.Popen(
-                argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", cwd=ROOT
-            )
-            self._process = process
+            pipe = subprocess.PIPE
+            process = subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, encoding="utf-8", cwd=ROOT, env=env)
+            work.process = process
+        _lower(process.pid)
         try:
             out, said = process.communicate(timeout=self._timeout)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
             return Forecast("failed", problem=f"The plan took longer than {self._timeout:.0f} s and was ended.")
-        return read_answer(process.returncode, out, said)
+        return None if work.ended else read_answer(process.returncode, out, said, folder)
 
 
-def read_answer(code: int, out: str, said: str) -> Forecast:
-    """What a trainer printed for --plan_only."""
+def _lower(pid: int) -> None:
+    """Let everything else on this machine go before the process."""
+    try:
+        psutil.Process(pid).nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", _NICE))
+    except psutil.Error:
+        return  # it is over already, or may not be slowed down
+
+
+def read_answer(code: int, out: str, said: str, folder: Path | None = None) -> Forecast:
+    """What a trainer printed for --plan_only; why it refused stands in its events in the folder."""
     if code == 0:
         for line in reversed(out.splitlines()):
             if line.startswith("{"):
@@ -151,14 +228,19 @@ def read_answer(code: int, out: str, said: str) -> Forecast:
                 except ValueError:
                     continue
                 return Forecast("done", facts, str(facts.get("memory_problem", "")))
+    events = read_events(folder / "events.jsonl", 0)[0] if folder is not None else []
+    error = next((event for event in reversed(events) if event.get("kind") == "error"), None)
+    if error is not None and code == _REFUSED:
+        key, hint = error.get("key"), str(error.get("hint") or "")
+        return Forecast("refused", problem=str(error.get("message")), key=str(key) if key else None, hint=hint)
     last = said.strip().splitlines()[-1:] or [f"the trainer ended with code {code}"]
     return Forecast("failed", problem=f"There is no plan: {last[0]}")
 
 
 def _key(command: str, values: Mapping[str, Any]) -> str:
-    asked = {key: value for key, value in values.items() if key not in _NO_MATTER}
-    return json.dumps([command, asked], sort_keys=True, default=str)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+    asked = {
+        key: bool(value) if key in _RATES else value
+        for key, value in values.items()
+        if key not in _NO_MATTER and not key.startswith(_NO_MATTER_STARTS) and value is not None
+    }
+    return json.dumps([command, asked, stamps(values)], sort_keys=True, default=str)

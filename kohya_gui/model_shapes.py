@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -18,7 +18,22 @@ _CONV = re.compile(
     r"|(resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|samplers\.0\.conv))\.weight$"
 )
 # the text encoders of a single file: of SD 1 and 2, and of SDXL
+_UNET = "model.diffusion_model."
 _TEXTS = ("cond_stage_model.", "conditioner.embedders.")
+_TOKENS = "token_embedding.weight"
+_FIRST_HALF = re.compile(
+    r"(^|\.)(time_embed(ding)?|input_blocks|middle_block|down_blocks|mid_block|conv_in|label_emb)\."
+)
+# where the first half hands something over: first layer, each block, each halving, and the middle
+_OUTPUTS = re.compile(
+    r"(input_blocks\.0\.0|input_blocks\.\d+\.0\.(out_layers\.3|op)|middle_block\.2\.out_layers\.3"
+    r"|^conv_in|down_blocks\.\d+\.(resnets\.\d+\.conv2|downsamplers\.0\.conv)|mid_block\.resnets\.1\.conv2)\.weight$"
+)
+_HINT = (16, 16, 32, 32, 96, 96, 256)
+_STEERED = re.compile(
+    r"(input_blocks\.(?P<number>\d+)|middle_block|down_blocks\.(?P<block>\d+)|mid_block)\..*transformer_blocks\.\d+\."
+    r"(attn1\.to_[qkv]|attn2\.to_q)\.weight$"
+)
 
 
 class PerRank(NamedTuple):
@@ -76,20 +91,118 @@ def _first(folder: Path) -> Shapes:
     return {}
 
 
-def per_rank(path: str) -> PerRank | None:
-    """The sizes for a single file or a diffusers folder; None where the header does not tell."""
+class Parts(NamedTuple):
+    """Shapes of the U-Net, of all text encoders together, and of the VAE, each under the names of its layout."""
+
+    unet: Shapes
+    text: Shapes
+    vae: Shapes
+
+
+def parts(path: str) -> Parts | None:
+    """The parts of a single file or a diffusers folder; None where the headers do not tell."""
     try:
         if os.path.isdir(path):
-            unet, text = _first(Path(path, "unet")), _first(Path(path, "text_encoder"))
-            text = {**text, **{f"2.{name}": shape for name, shape in _first(Path(path, "text_encoder_2")).items()}}
+            first, second = _first(Path(path, "text_encoder")), _first(Path(path, "text_encoder_2"))
+            text = {**first, **{f"2.{name}": shape for name, shape in second.items()}}
+            found = Parts(_first(Path(path, "unet")), text, _first(Path(path, "vae")))
         elif path.endswith(".safetensors"):
             whole = _read(Path(path))
-            unet = {name: shape for name, shape in whole.items() if name.startswith("model.diffusion_model.")}
-            text = {name: shape for name, shape in whole.items() if name.startswith(_TEXTS)}
+            found = Parts(*(_starting(whole, starts) for starts in ((_UNET,), _TEXTS, ("first_stage_model.",))))
         else:
             return None
-        attention, thin, wide = of_unet(unet)
-        words = of_text(text)
-    except (OSError, HeaderError, IndexError):
+    except (OSError, HeaderError):
+        return None
+    return found if found.unet else None
+
+
+def _starting(shapes: Shapes, starts: tuple[str, ...]) -> Shapes:
+    return {name: shape for name, shape in shapes.items() if name.startswith(starts)}
+
+
+def per_rank(path: str) -> PerRank | None:
+    """The sizes for a single file or a diffusers folder; None where the header does not tell."""
+    found = parts(path)
+    if found is None:
+        return None
+    try:
+        attention, thin, wide = of_unet(found.unet)
+        words = of_text(found.text)
+    except IndexError:
         return None
     return PerRank(attention, words, thin, wide) if attention and words else None
+
+
+class Whole(NamedTuple):
+    """Weights of the U-Net, the text encoders and the VAE."""
+
+    unet: int
+    text: int
+    vae: int
+
+
+def whole(path: str) -> Whole | None:
+    """How many numbers the parts of a model hold; None where the headers do not tell."""
+    found = parts(path)
+    if found is None or not all(found):
+        return None
+    return Whole(*(sum(prod(shape) for shape in part.values()) for part in found))
+
+
+def token_width(path: str) -> int | None:
+    """How many numbers one new word has, over all text encoders; None where the headers do not tell."""
+    found = parts(path)
+    widths = (
+        [shape[1] for name, shape in found.text.items() if name.endswith(_TOKENS) and len(shape) == 2] if found else []
+    )
+    return sum(widths) or None
+
+
+def control(path: str) -> int | None:
+    """How many numbers a ControlNet for this model holds; None where the headers do not tell."""
+    found = parts(path)
+    return of_control(found.unet) or None if found else None
+
+
+def of_control(unet: Shapes) -> int:
+    """A copy of the U-Net's first half, a 1x1 layer behind each of its outputs, and what reads the picture."""
+    copied = [shape for name, shape in unet.items() if _FIRST_HALF.search(name)]
+    widths = [shape[0] for name, shape in unet.items() if _OUTPUTS.search(name)]
+    if not widths:
+        return 0
+    channels = (3, *_HINT, min(widths))
+    hint = sum(9 * before * after + after for before, after in zip(channels, channels[1:]))
+    return sum(prod(shape) for shape in copied) + sum(width * width + width for width in widths) + hint
+
+
+def lllite_layers(path: str) -> list[tuple[int, int]] | None:
+    """(width, depth) of every layer that ControlNet-LLLite corrects; None where the headers do not tell."""
+    found = parts(path)
+    return of_lllite(found.unet) or None if found else None
+
+
+def of_lllite(unet: Shapes) -> list[tuple[int, int]]:
+    """The queries, keys and values in the first half of SDXL's U-Net: width, and how often halved they work, from 1."""
+    layers = []
+    for name, shape in unet.items():
+        match = _STEERED.search(name)
+        if match:
+            number, block = match["number"], match["block"]
+            depth = int(number) // 3 + 1 if number else int(block) + 1 if block else 3
+            layers.append((shape[1], min(depth, 3)))
+    return layers
+
+
+def lllite_weights(layers: Sequence[tuple[int, int]], signs: int, inner: int) -> int:
+    """How many numbers a ControlNet-LLLite holds: `signs` for the control picture, `inner` in its small networks."""
+    half = signs // 2
+    picture = {
+        1: half * signs * 4 + signs,
+        2: half * signs * 16 + signs,
+        3: half * half * 16 + half + half * signs * 4 + signs,
+    }
+    total = 0
+    for width, depth in layers:
+        total += 3 * half * 16 + half + picture[depth]
+        total += width * inner + inner + (inner + signs) * inner + inner + inner * width + width
+    return total

@@ -12,9 +12,10 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from kohya_gui.dataset_view import FolderView, PictureView, view
-from sd_scripts.schema.captions import CaptionRules, Moment, compose, read_caption
+from sd_scripts.schema.captions import Moment, Replacements, compose, read_caption
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.fields import complete
+from sd_scripts.schema.templates import OBJECT, STYLE, filled
 
 MOST_PIXELS = 120_000_000
 MOST_CAPTION = 20_000
@@ -32,8 +33,9 @@ def scan(folder: Path | str, values: Mapping[str, Any]) -> list[FolderView]:
     Raises:
         UserError: if the folder is missing or holds no pictures.
     """
-    full = complete("train_network", {key: value for key, value in values.items() if value is not None})
-    found = view({**full, "train_data_dir": str(folder), "reg_data_dir": None, "dataset_config": None})
+    known = complete("train_network", {})
+    full = known | {key: value for key, value in values.items() if value is not None and key in known}
+    found = view({**full, "train_data_dir": str(folder), "reg_data_dir": None, "dataset_config": None, "in_json": None})
     if not found.folders and found.problems:
         first = found.problems[0]
         raise UserError(first.message, first.key, first.hint)
@@ -41,28 +43,54 @@ def scan(folder: Path | str, values: Mapping[str, Any]) -> list[FolderView]:
 
 
 def caption(picture: PictureView, folder: FolderView) -> str:
-    """The caption of a picture: its file's text, else the words in the folder's name; "" if there are none.
+    """The caption of a picture: its file's or the metadata's words, else those in the folder's name; "" for none.
 
     Raises:
         UserError: if the file is no readable text.
     """
+    if picture.text:
+        return picture.text[:MOST_CAPTION]
     if picture.caption_path is None:
         return folder.class_tokens
     text = read_caption(picture.caption_path)
-    return (folder.class_tokens if text is None else text)[:MOST_CAPTION]
+    return (text or folder.class_tokens)[:MOST_CAPTION]
 
 
 def captions_seen(picture: PictureView, folder: FolderView, values: Mapping[str, Any], draws: int = 5) -> list[str]:
-    """What the text encoder sees at several showings: after prefix, shuffling, dropping and alternatives."""
-    full = complete("train_network", {key: value for key, value in values.items() if value is not None})
-    rules = CaptionRules(**{name: full[name] for name in CaptionRules.__dataclass_fields__ if name in full})
-    if picture.caption_path is None:
-        text = folder.class_tokens
-    else:
-        text = read_caption(picture.caption_path, rules.enable_wildcard) or folder.class_tokens
+    """What the text encoder sees at several showings: after prefix, shuffling, dropping, alternatives, and with all
+    parts of a new word.
+
+    Args:
+        picture: one of the folder's.
+        folder: its rules for captions hold.
+        values: the options of the run, for its length and a new word.
+        draws: how many showings.
+
+    Raises:
+        UserError: if the caption is no readable text.
+    """
+    rules = folder.rules
+    text = picture.text or ""
+    if picture.caption_path is not None:
+        text = read_caption(picture.caption_path, rules.enable_wildcard) or ""
     rng = random.Random(picture.path)
-    steps = int(full["max_train_steps"])
-    return [compose(text, rules, rng, Moment(1 + i, i * steps // max(draws, 1), steps)) for i in range(draws)]
+    steps = int(values.get("max_train_steps") or 0)
+    replaced = new_word(values)
+    return [
+        compose(text or folder.class_tokens, rules, rng, Moment(1 + i, i * steps // max(draws, 1), steps), replaced)
+        for i in range(draws)
+    ]
+
+
+def new_word(values: Mapping[str, Any]) -> Replacements:
+    """What comes in the place of an embedding's new word, or of the whole caption where ready sentences are chosen."""
+    word, count = str(values.get("token_string") or "").strip(), int(values.get("num_vectors_per_token") or 1)
+    if not word:
+        return ()
+    names = " ".join([word, *(f"{word}{number}" for number in range(1, count))])
+    if values.get("use_object_template") or values.get("use_style_template"):
+        return (("", filled(OBJECT if values.get("use_object_template") else STYLE, names)),)
+    return ((word, names),) if count > 1 else ()
 
 
 def picture_problems(folders: Iterable[FolderView], problem: str) -> list[PictureView]:

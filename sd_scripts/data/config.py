@@ -11,7 +11,6 @@ from typing import Any
 
 from sd_scripts.data.config_checks import (
     advise,
-    check_bucketing,
     check_flat,
     check_folders,
     check_latents_cacheable,
@@ -20,7 +19,7 @@ from sd_scripts.data.config_checks import (
 )
 from sd_scripts.data.spec import Blueprint, DatasetSpec, PluginSpec, SubsetSpec
 from sd_scripts.data.text_cache import check_text_cacheable
-from sd_scripts.schema.buckets import Bucketing
+from sd_scripts.schema.buckets import Bucketing, check_bucketing
 from sd_scripts.schema.captions import CaptionRules
 from sd_scripts.schema.dataset import CaptionOptions, DatasetOptions
 from sd_scripts.schema.dataset_file import DatasetTables, Rules, read_dataset_config

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from sd_scripts.families.base import Family, Model
 from sd_scripts.methods.base import Method, Replacement, ScalarNames, freeze
-from sd_scripts.methods.templates import OBJECT, STYLE, filled
 from sd_scripts.models.build import text_core
 from sd_scripts.networks.base import ParameterGroup
 from sd_scripts.networks.embedding_file import PAIR, SINGLE, read_embedding
 from sd_scripts.schema.embedding import EmbeddingOptions
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.optimizer import OptimizerOptions
+from sd_scripts.schema.templates import OBJECT, STYLE, filled
 from sd_scripts.tensorfile import write_weights
 
 logger = logging.getLogger(__name__)

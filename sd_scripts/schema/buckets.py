@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sd_scripts.schema.errors import DataError
+from sd_scripts.schema.errors import DataError, UserError
 
 Size = tuple[int, int]
 LONGEST = 32_768
@@ -54,6 +54,33 @@ class Placement:
     def crop_ltrb(self) -> tuple[float, float, float, float]:
         """Left, top, right, bottom of the whole picture fitted into the bucket (the size conditioning of SDXL)."""
         return crop_ltrb(self.bucket, self.image)
+
+
+def check_bucketing(rule: Bucketing, multiple: int = 8) -> None:
+    """Raises UserError where sizes do not go together; sides of buckets must be multiples of `multiple` pixels."""
+    if rule.step < 8 or rule.step % 8 or (rule.enabled and rule.step % multiple):
+        why = "a multiple of 8, the pixels of one latent cell"
+        if rule.enabled and multiple != 8:
+            why = f"a multiple of {multiple} for this family of models"
+        raise UserError(f"bucket_reso_steps is {rule.step}, but must be {why}.", key="bucket_reso_steps")
+    if not rule.enabled and (rule.resolution[0] % 8 or rule.resolution[1] % 8):
+        width, height = rule.resolution
+        raise UserError(f"resolution is {width}x{height}, but both sides must be multiples of 8.", key="resolution")
+    if not rule.enabled or rule.no_upscale:
+        return
+    low, high = rule.rounded_range()
+    if min(rule.resolution) < low:
+        raise UserError(
+            f"min_bucket_reso is {rule.minimum}, larger than the resolution's side of {min(rule.resolution)}.",
+            key="min_bucket_reso",
+            hint="Lower min_bucket_reso or raise the resolution.",
+        )
+    if max(rule.resolution) > high:
+        raise UserError(
+            f"max_bucket_reso is {rule.maximum}, smaller than the resolution's side of {max(rule.resolution)}.",
+            key="max_bucket_reso",
+            hint="Raise max_bucket_reso or lower the resolution.",
+        )
 
 
 def bucket_sizes(resolution: Size, minimum: int, maximum: int, step: int) -> list[Size]:

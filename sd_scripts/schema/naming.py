@@ -3,6 +3,7 @@
 The names are those of sd-scripts, so that other programs and people's habits find them.
 """
 
+import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,12 +127,16 @@ class Saves:
 
     def moments(self, plan: Length) -> Iterable[SaveNames]:
         """The names of every save of a run, in the order of writing."""
-        found = [(epoch * plan.steps_per_epoch, 0, epoch) for epoch in range(1, plan.epochs) if self.epoch_due(epoch)]
-        every = self.every_n_steps or 0
-        if every:
-            found += [(step, step, 0) for step in range(every, plan.total_steps + 1, every)]
-        # at the same moment the step's file comes first
-        for when, step, epoch in sorted(found, key=lambda moment: (moment[0], moment[2])):
+        by_epoch, by_step = self.every_n_epochs or 0, self.every_n_steps or 0
+        epochs = range(by_epoch, plan.epochs, by_epoch) if by_epoch else range(0)
+        steps = range(by_step, plan.total_steps + 1, by_step) if by_step else range(0)
+        # at the same moment the step's file comes first, as the first iterator goes before the second
+        found = heapq.merge(
+            ((step, step, 0) for step in steps),
+            ((epoch * plan.steps_per_epoch, 0, epoch) for epoch in epochs),
+            key=lambda moment: moment[0],
+        )
+        for when, step, epoch in found:
             if step:
                 yield self.at_step(step)
             elif when < plan.total_steps:

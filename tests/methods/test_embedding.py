@@ -24,10 +24,10 @@ from embedding_kit import (
 from safetensors.torch import save_file
 
 from sd_scripts.methods.embedding import EmbeddingMethod
-from sd_scripts.methods.templates import OBJECT, STYLE
 from sd_scripts.schema.captions import CaptionRules, compose
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.optimizer import OptimizerOptions
+from sd_scripts.schema.templates import OBJECT, STYLE
 
 
 def case_id(case: dict[str, Any]) -> str:

@@ -3,8 +3,6 @@
 `{}` stands for the new word. Their order is kept, since training draws them by number.
 """
 
-from __future__ import annotations
-
 # One line a way of showing the thing: what is drawn is "<line> {}".
 _OBJECT_LINES = """
 a photo of a

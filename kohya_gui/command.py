@@ -105,7 +105,7 @@ def build(
     options = _trainer_options(command, name, full)
     toml = {key: options[key] for key in trainer_fields(name) if key in options}
     script = str(PROJECT / find_command(name).module)
-    argv = [*launch_args.arguments(full, notes), script, *PLUGINS[: 1 if allow_plugins else 0]]
+    argv = [*launch_args.arguments(full, notes, trusting=allow_plugins), script, *PLUGINS[: 1 if allow_plugins else 0]]
     argv += ["--config_file", str(folder / CONFIG_FILE)]
     cpu = not machine.has_gpu() if on_cpu is None else on_cpu
     env = launch_args.environment(full, PROJECT, cpu)

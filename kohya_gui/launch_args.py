@@ -1,5 +1,6 @@
 """The arguments and environment of `accelerate launch`: every setting said, nothing left to a stray file."""
 
+import ipaddress
 import os
 import re
 import sys
@@ -12,6 +13,10 @@ from sd_scripts.schema.fields import split_words
 from sd_scripts.schema.suggest import nearest
 
 NEUTRAL_CONFIG = Path(__file__).resolve().parent / "accelerate_neutral.json"
+_ADDRESS = re.compile(r"\[?[A-Za-z0-9_:][A-Za-z0-9_.:-]{0,252}\]?")
+_NEAR_NAMES = (".local", ".lan", ".internal", ".home.arpa", ".localdomain", ".home")
+# what providers and private meshes give out
+_SHARED = ipaddress.ip_network("100.64.0.0/10")
 _GPU_IDS = re.compile(r"^\d+(,\d+)*$")
 # what a person may add, with the number of values; nothing here can name another program to run
 _EXTRA = {
@@ -94,15 +99,16 @@ def extra_arguments(text: str | None) -> list[str]:
     return checked
 
 
-def arguments(values: Mapping[str, Any], notes: list[str]) -> list[str]:
+def arguments(values: Mapping[str, Any], notes: list[str], *, trusting: bool = False) -> list[str]:
     """`python -m accelerate.commands.launch` with its settings, up to the script.
 
     Args:
         values: all launcher options and mixed_precision, defaults filled in.
         notes: sentences about what was changed are added here.
+        trusting: whoever started the page allowed foreign code, and with it any machine as the first one.
 
     Raises:
-        UserError: for GPU numbers that are none.
+        UserError: for GPU numbers that are none, or an address that is none or lies outside the local network.
     """
     extra = extra_arguments(values.get("extra_accelerate_launch_args"))
     processes = int(values["num_processes"])
@@ -126,13 +132,40 @@ def arguments(values: Mapping[str, Any], notes: list[str]) -> list[str]:
         notes.append("Several GPUs are switched on, but the number of processes is 1: one GPU is used.")
     parts += ["--gpu_ids", gpu_ids(values.get("gpu_ids"))]
     if values.get("main_process_ip"):
-        parts += ["--main_process_ip", str(values["main_process_ip"])]
+        parts += ["--main_process_ip", main_address(str(values["main_process_ip"]), trusting)]
     if values.get("main_process_port"):
         parts += ["--main_process_port", str(values["main_process_port"])]
     elif processes > 1 and machines == 1:
         # 0 lets the launcher find a free port, so that two runs at once do not collide
         parts += ["--main_process_port", "0"]
     return parts + extra
+
+
+def main_address(text: str, trusting: bool) -> str:
+    """The address of the machine that leads a training on several.
+
+    Whoever leads sends objects that the others unpack, which is as good as a program. A saved form may come from
+    anybody, so an address somewhere in the internet counts only where foreign code is allowed.
+
+    Raises:
+        UserError: for what is no address, or one outside the local network without `trusting`.
+    """
+    key, plain = "main_process_ip", text.strip()
+    if not _ADDRESS.fullmatch(plain):
+        raise UserError(f"The main machine's address is {text[:100]!r}.", key, "Write an address such as 192.168.1.2.")
+    try:
+        number = ipaddress.ip_address(plain.strip("[]"))
+    except ValueError:
+        near = "." not in plain or plain.lower().endswith(_NEAR_NAMES)
+    else:
+        near = number.is_private or number.is_loopback or number.is_link_local or number in _SHARED
+    if not near and not trusting:
+        raise UserError(
+            f"The main machine {plain} is not in the local network, and it could run programs on this one.",
+            key,
+            "If it is yours, start with --allow_plugins.",
+        )
+    return plain
 
 
 def gpu_ids(text: Any) -> str:

@@ -26,7 +26,7 @@ from .rules import check, implied
 from .suggest import nearest
 from .toml_text import dumps
 
-NOT_WRITTEN = ("config_file", "output_config", "wandb_api_key", "huggingface_token")
+NOT_WRITTEN = ("config_file", "output_config", "allow_plugins", "wandb_api_key", "huggingface_token")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -207,6 +207,10 @@ def _read_toml(command: str, path: Path, notes: list[Finding], strict: bool) -> 
     for key, value in _flat(content, path, notes).items():
         if key in reasons:
             notes.append(warning(key, f"{key} in {path.name} is ignored: {reasons[key]}."))
+        elif key == "allow_plugins":
+            # a file may come from anybody; only who starts the program can trust what it names
+            if value:
+                raise UserError(f"{key} stands in {path}, where it does not count.", key, "Start with --allow_plugins.")
         elif key in fields:
             read[key] = convert(fields[key], value, f"in {path}")
         elif strict or not any(key in trainer_fields(other) for other in COMMANDS):

@@ -6,7 +6,7 @@ import pytest
 from network_rule_cases import CASES as CASES_OF_NETWORKS
 from network_rule_cases import Values
 
-from sd_scripts.schema import rules_data, rules_learning, rules_methods, rules_sdxl
+from sd_scripts.schema import rules_data, rules_learning, rules_methods, rules_plugins, rules_sdxl
 from sd_scripts.schema.commands import COMMANDS
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.fields import fields, trainer_fields
@@ -145,6 +145,12 @@ CASES: list[tuple[str, Any, str, str, Values, Values]] = [
      {"weights": "old.pt", "init_word": "cat"}, {"init_word": "cat"}),
     ("train_textual_inversion_XTI", rules_methods.foreign_dataset_of_xti, "error", "dataset_class",
      {"dataset_class": "my.Pictures", "allow_plugins": True}, {}),
+    ("train_network", rules_plugins.foreign_optimizer, "error", "optimizer_type",
+     {"optimizer_type": "evil.Adam"}, {"optimizer_type": "evil.Adam", "allow_plugins": True}),
+    ("train_db", rules_plugins.foreign_scheduler, "error", "lr_scheduler_type",
+     {"lr_scheduler_type": "os.path.join"}, {"lr_scheduler_type": "torch.optim.lr_scheduler.StepLR"}),
+    ("sdxl_train_network", rules_plugins.foreign_network, "error", "network_module",
+     {"network_module": "evil"}, {"network_module": "evil", "allow_plugins": True}),
     ("train_controlnet", rules_methods.control_pictures, "error", "conditioning_data_dir",
      {"conditioning_data_dir": None}, {"conditioning_data_dir": None, "dataset_config": "d.toml"}),
     ("sdxl_train_control_net_lllite", rules_methods.control_pictures, "error", "conditioning_data_dir",

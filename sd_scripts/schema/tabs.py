@@ -17,7 +17,7 @@ class Tab:
 
     `command` is its trainer for Stable Diffusion 1 and 2, or its only one; `variants` are (switch, trainer) pairs: the
     first switch that is on chooses the trainer. Jobs and saved files of a tab are known by `command`. `set_elsewhere`
-    are options of its trainers that the page works out from other fields.
+    are options of its trainers that the page works out from other fields, or that none of its models takes.
     """
 
     name: str
@@ -46,7 +46,13 @@ TABS: dict[str, Tab] = {
         ),
         Tab("finetune", "Finetune", "fine_tune", (("sdxl", "sdxl_train"),)),
         Tab("controlnet", "ControlNet", "train_controlnet"),
-        Tab("lllite", "ControlNet-LLLite", "sdxl_train_control_net_lllite"),
+        Tab(
+            "lllite",
+            "ControlNet-LLLite",
+            "sdxl_train_control_net_lllite",
+            # SDXL, the only family there, reads no weights in captions
+            set_elsewhere=frozenset(("weighted_captions",)),
+        ),
     )
 }
 

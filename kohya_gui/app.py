@@ -19,12 +19,14 @@ from kohya_gui.exposure import Exposure, SameSite
 from kohya_gui.gate import Gate
 from kohya_gui.layouts import LAYOUTS
 from kohya_gui.lean import LeanBlocks, finish_all, pack_facts
-from kohya_gui.localization import Language, Words
-from kohya_gui.sent import PageScript, script_text
+from kohya_gui.localization import Language
+from kohya_gui.sent import Dressing, PageScript, script_text
 from kohya_gui.services import Services
 from kohya_gui.tabs import about
 from kohya_gui.tabs.jobs import JobsTab
+from kohya_gui.tabs.settings_tab import SettingsTab
 from kohya_gui.tabs.training import TabSpec, TrainingTab
+from kohya_gui.tabs.utilities import UtilitiesTab
 from kohya_gui.theme import theme
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.tabs import TABS
@@ -35,12 +37,15 @@ QUEUE_SECONDS = 1.0
 MOST_EVENTS = 500
 
 FIRST_TAB = "lora"
+Facts = dict[str, dict[str, Any]]
+"""Form -> key -> what the page's script knows about the field."""
 TRAINING_TABS = tuple(TabSpec.of(tab, LAYOUTS[tab.name]) for tab in TABS.values())
 """What each training tab of the page is made from."""
 
 # what the script itself says; everything else comes translated from Python
 _SCRIPT_WORDS = (
     "Browse", "Undo this change", "No field has this name", "Close", "Copied", "{n} added",
+    "{n} more appear with other choices", "Undo {n} changes here", "Defaults for these {n}", "not set",
 )  # fmt: skip
 
 
@@ -76,7 +81,12 @@ class App:
         guard: list[Any] = [
             Middleware(SameSite, local_only=exposure.local and not exposure.auth),
             Middleware(Gate),
+            Middleware(spoken.Asked),
+            Middleware(Dressing, script=self.script),
         ]
+        services = self.services
+        board = services.tensorboard
+        own = [*served.routes(services.roots, services.jobs, board), *self.script.routes()]
         # as `Blocks.queue(max_size=...)` does, which would make the whole web application once more
         self.blocks._queue.max_size = MOST_EVENTS
         try:
@@ -120,17 +130,20 @@ class App:
     def close(self) -> None:
         """End the server and the queue's thread; running trainings go on."""
         self._stop.set()
+        self.services.tensorboard.stop()
         self.blocks.close()
 
 
-def _script(blocks: LeanBlocks, facts: dict[str, Any], words: Words, language: Language) -> str:
+def _script(blocks: LeanBlocks, facts: Facts, services: Services, language: Language) -> str:
     """The page's script with everything it knows, in one language."""
+    words = services.words
 
     def finish(text: str, html: bool) -> str:
         return words.finish(text, language, html=html)
 
     known = {tab: {key: finish_all(fact, finish) for key, fact in entries.items()} for tab, entries in facts.items()}
     data = {
+        "first": services.first_tab,
         "words": {text: language.text(text) for text in _SCRIPT_WORDS},
         "facts": pack_facts(known),
         "page": blocks.packed(finish),
@@ -159,17 +172,21 @@ def build(services: Services) -> App:
     """Make the page."""
     services.words.listen(spoken.current)
     with services.words.building():
-        blocks, tabs = _build(services)
-    facts = {tab.spec.name: tab.facts for tab in tabs}
-    return App(blocks, services, PageScript(partial(_script, blocks, facts, services.words), services.words))
+        blocks, facts = _build(services)
+    return App(blocks, services, PageScript(partial(_script, blocks, facts, services), services.words))
 
 
-def _build(services: Services) -> tuple[LeanBlocks, list[TrainingTab]]:
+def _build(services: Services) -> tuple[LeanBlocks, Facts]:
+    """All components, and what the script knows about the forms among them."""
     words = services.words
     tabs = [TrainingTab(spec, services) for spec in TRAINING_TABS]
+    utilities = UtilitiesTab(services)
+    settings = SettingsTab(services)
     jobs = JobsTab(services, {tab.spec.command: tab.spec.name for tab in tabs})
     hand_made: tuple[tuple[str, str, Callable[[], None]], ...] = (
+        ("utilities", "Utilities", utilities.build),
         ("jobs", "Jobs", jobs.build),
+        ("settings", "Settings", settings.build),
         ("about", "About", partial(about.build, services)),
     )
     with LeanBlocks(title="Kohya's GUI", analytics_enabled=False, fill_width=True) as blocks:
@@ -185,7 +202,10 @@ def _build(services: Services) -> tuple[LeanBlocks, list[TrainingTab]]:
             for name, title, make in hand_made:
                 with gr.Tab(words(title), id=name, elem_id=f"top-{name}", render_children=name == "jobs"):
                     make()
+        utilities.wire(blocks)
+        settings.wire(blocks)
         jobs.wire(blocks)
-        for tab in tabs:
-            tab.wire_load(blocks)
-    return blocks, tabs
+    facts: Facts = dict(utilities.facts)
+    for tab in tabs:
+        facts |= {tab.spec.name: tab.facts, **tab.more_facts}
+    return blocks, facts

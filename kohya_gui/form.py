@@ -1,6 +1,7 @@
 """A form made from options: components in their places, content -> values, values -> content, and what the page's
 script needs to know to mark, search and hide fields."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,10 +10,15 @@ from typing import Any
 import gradio as gr
 
 from kohya_gui import widgets
+from kohya_gui.kohya_labels import labels_by_key
 from kohya_gui.layout import Group, Page, Place, accordion_name, placed_keys
 from kohya_gui.localization import Words
+from kohya_gui.model_kind import SWITCHES, resolve
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.option import All, Any_, Condition, Given, In, Is, Not, OptionField
+
+PATCH = "@patch"
+"""In an update of the form: only these fields are meant."""
 
 
 @dataclass
@@ -48,23 +54,39 @@ class Form:
         self.basic = {key for key, option in self.fields.items() if option.basic} | _of_basic_groups(pages)
         self.words = words
         self.start = dict(start or {})
-        self.components: dict[str, gr.components.Component] = {}
+        self._grids = {key: number for number, group in enumerate(_groups(pages)) for key in group.keys}
+        self._wide = {key for group in _groups(pages) for key in group.wide}
+        self._store: gr.HTML | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The keys in reading order; event handlers get the contents in this order."""
+        """The keys in reading order."""
         return tuple(self.places)
 
     @property
     def inputs(self) -> list[gr.components.Component]:
-        """The components in the order of `keys`."""
-        return [self.components[key] for key in self.keys]
+        """The one component that holds what stands in all fields. The page's script makes the fields themselves: a
+        component for each would cost Gradio seconds at every event."""
+        return [self._held()]
+
+    def _held(self) -> gr.HTML:
+        if self._store is None:
+            started = {key: self._shown(key, value) for key, value in self.start.items() if key in self.fields}
+            self._store = widgets.html(
+                self._sparse(started),
+                html_template="",
+                elem_id=f"{self.tab}-fields",
+                elem_classes=["k-channel"],
+                js_on_load=f"kohya.hold('{self.tab}', props); watch('value', () => kohya.hold('{self.tab}', props))",
+            )
+        return self._store
 
     # ------------------------------------------------------------------ building
 
     def build(self, extras: Mapping[str, Callable[[], None]]) -> None:
         """Make the sub-tabs and fields inside the current Blocks context; `extras` builds the pages' hand-made
         parts."""
+        self._held()  # outside the tabs, so that it is there before the first of them is opened
         with gr.Tabs(elem_id=f"{self.tab}-pages", elem_classes=["k-pages"], overflow_behavior="wrap"):
             for page in self.pages:
                 self._build_page(page, extras)
@@ -88,7 +110,7 @@ class Form:
 
     def _build_group(self, page: Page, number: int, group: Group) -> None:
         if group.plain:
-            self._build_fields(group)
+            self.build_fields(group)
             return
         basic = any(key in self.basic for key in group.keys)
         with gr.Accordion(
@@ -97,28 +119,41 @@ class Form:
             elem_id=f"{self.tab}-group-{accordion_name(page, number)}",
             elem_classes=["k-group"] if basic else ["k-group", "k-advanced"],
         ):
-            self._build_fields(group)
+            self.build_fields(group)
 
-    def _build_fields(self, group: Group) -> None:
-        with gr.Row(elem_classes=["k-grid"]):
-            for key in group.keys:
-                wide = key in group.wide
-                option = self.fields[key]
-                value = self.start.get(key, option.default)
-                self.components[key] = widgets.make(
-                    option, value, self.words, tab=self.tab, wide=wide, basic=key in self.basic
-                )
+    def build_fields(self, group: Group) -> None:
+        """Make the place where the script puts the fields of a group when it comes into view."""
+        widgets.html(
+            html_template="",
+            elem_id=f"{self.tab}-grid-{self._grids[group.keys[0]]}",
+            elem_classes=["k-place"],
+            js_on_load="kohya.grid(element)",
+        )
 
     # ------------------------------------------------------------------ values
 
-    def collect(self, contents: Sequence[Any]) -> Collected:
-        """The values of all fields, given the components' contents in the order of `keys`.
+    def contents(self, given: Sequence[Any]) -> dict[str, Any]:
+        """What stands in every field as typed, a text or (for a box) a bool.
+
+        Args:
+            given: what an event handler got for `inputs`: one mapping in which fields with their default are left out.
+        """
+        raw = given[0] if given and isinstance(given[0], Mapping) else {}
+        found = {}
+        for key, option in self.fields.items():
+            first = self.kept_default(key)
+            content = raw.get(key, first)
+            found[key] = content if type(content) is (bool if option.type == "bool" else str) else first
+        return found
+
+    def collect(self, given: Sequence[Any]) -> Collected:
+        """The values of all fields, from what an event handler got for `inputs`.
 
         An empty field is left out, so that the trainer's default holds, except where emptying says something else than
         the default does: then it is None. A text that is no value is a mistake, not a value.
         """
         found = Collected()
-        for key, content in zip(self.keys, contents, strict=True):
+        for key, content in self.contents(given).items():
             try:
                 value = widgets.read(self.fields[key], content)
             except UserError as mistake:
@@ -132,44 +167,40 @@ class Form:
         return option.optional and option.default is not None
 
     def fill(self, values: Mapping[str, Any]) -> list[Any]:
-        """One update per component, in the order of `keys`, that shows exactly these values; missing keys get their
-        default."""
-        return [self._update(key, values.get(key, self.fields[key].default)) for key in self.keys]
+        """The update of `inputs` that shows exactly these values; missing keys get their default."""
+        return self.restore({key: self._shown(key, value) for key, value in values.items() if key in self.fields})
 
     def patch(self, values: Mapping[str, Any]) -> list[Any]:
         """Like `fill`, but fields that are not among `values` stay as they are."""
-        return [self._update(key, values[key]) if key in values else gr.skip() for key in self.keys]
+        shown = {key: self._shown(key, value) for key, value in values.items() if key in self.fields}
+        return [{PATCH: shown, "t": time.time()} if shown else gr.skip()]
 
-    def _update(self, key: str, value: Any) -> Any:
-        return self._content(key, widgets.show(self.fields[key], value))
+    def _shown(self, key: str, value: Any) -> Any:
+        return widgets.show(self.fields[key], value)
 
-    def _content(self, key: str, content: Any) -> Any:
-        """The update that puts this into a component, if need be with one more choice."""
-        field_ = self.fields[key]
-        known = {str(choice) for choice in field_.choices} | {""}
-        if isinstance(self.components[key], gr.Dropdown) and content not in known:
-            return gr.Dropdown(value=content, choices=[*widgets.choice_pairs(field_), (content, content)])
-        return content
+    def _sparse(self, contents: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: content for key, content in contents.items() if content != self.kept_default(key)}
 
-    def kept(self, contents: Sequence[Any]) -> dict[str, Any]:
-        """What stands in the components and is not the default, as typed: right, wrong or half done. No secrets."""
+    def kept(self, given: Sequence[Any]) -> dict[str, Any]:
+        """What stands in the fields and is not the default, as typed: right, wrong or half done. No secrets."""
         return {
             key: content
-            for key, content in zip(self.keys, contents, strict=True)
-            if self.fields[key].kind != "secret" and content != self.kept_default(key)
+            for key, content in self._sparse(self.contents(given)).items()
+            if self.fields[key].kind != "secret"
         }
 
     def kept_default(self, key: str) -> Any:
-        """What stands in an untouched component that shows its default."""
-        return widgets.show(self.fields[key], self.fields[key].default)
+        """What stands in an untouched field."""
+        return self._shown(key, self.fields[key].default)
 
     def restore(self, kept: Mapping[str, Any]) -> list[Any]:
-        """One update per component, in the order of `keys`, that shows what `kept` gave."""
-        return [self._content(key, kept.get(key, self.kept_default(key))) for key in self.keys]
+        """The update of `inputs` that shows what `kept` gave."""
+        return [self._sparse({key: content for key, content in kept.items() if key in self.fields})]
 
     def effective(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values with every missing key at its default."""
-        return {key: values.get(key, option.default) for key, option in self.fields.items()}
+        """The values with every missing key at its default, and the switches that the kind of base model stands for."""
+        full = {key: values.get(key, option.default) for key, option in self.fields.items()}
+        return resolve({**{key: values[key] for key in SWITCHES if key in values}, **full})
 
     def applicable(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values without those of fields that do not apply: hidden means not sent."""
@@ -212,6 +243,8 @@ class Form:
 
     def reason(self, condition: Condition) -> str:
         """A condition in words."""
+        if isinstance(condition, Is | Not) and condition.keys() <= {"sdxl", "v_parameterization"}:
+            return self._family_reason(condition)
         label = {key: option.label for key, option in self.fields.items()}
         if isinstance(condition, Is):
             name = label.get(condition.key, condition.key)
@@ -232,6 +265,15 @@ class Form:
         joint = " and " if isinstance(condition, All) else " or "
         parts = condition.parts if isinstance(condition, All | Any_) else ()
         return self.words(joint).join(self.reason(part) for part in parts)
+
+    def _family_reason(self, condition: Is | Not) -> str:
+        """A condition on the kind of base model, which people see as one field."""
+        on = condition.holds({key: True for key in condition.keys()})
+        if condition.keys() == {"sdxl"}:
+            return self.words("for models of Stable Diffusion XL") if on else self.words("for models other than SDXL")
+        if on:
+            return self.words("for models that predict velocity")
+        return self.words("for models that predict noise")
 
     # ------------------------------------------------------------------ for the script in the page
 
@@ -273,26 +315,29 @@ class Form:
         every = self.words("1 field") if counts["all"] == 1 else self.words("{n} fields", n=counts["all"])
         return {
             "count": self.words("{n} changed", n=counts["changed"]) if counts["changed"] else every,
-            "more": self.words("{n} more appear with other choices", n=counts["off"]) if counts["off"] else "",
             "is": f"{'changed' if counts['changed'] else ''} {'' if counts['all'] else 'none'}".strip(),
         }
 
     def facts(self) -> dict[str, Any]:
-        """What the page's script knows about every field: label, tooltip, place, and whether it is a path."""
+        """What the page's script needs to make every field, find it and go there."""
         entries = {}
         for key, option in self.fields.items():
             place = self.places[key]
             entries[key] = {
-                "label": self.words(option.label),
-                "tip": widgets.tooltip(option, self.words),
+                **widgets.facts(option, self.words),
                 "tabs": [f"{self.tab}-page-{name}" for name in place.tabs],
                 "group": f"{self.tab}-group-{place.accordion}" if place.accordion else "",
-                "kind": option.kind if option.kind in widgets.PATH_KINDS else "",
+                "grid": self._grids[key],
                 "basic": key in self.basic,
-                "unit": self.words(option.unit) if option.unit else "",
-                "list": [str(choice) for choice in option.choices] if option.kind in widgets.PATH_KINDS else [],
+                "wide": key in self._wide or option.kind == "long",
+                "old": labels_by_key().get(key, []),
             }
         return entries
+
+
+def _groups(pages: Sequence[Page]) -> list[Group]:
+    """All groups in reading order."""
+    return [group for page in pages for group in (*page.groups, *_groups(page.pages))]
 
 
 def _of_basic_groups(pages: Sequence[Page]) -> set[str]:

@@ -1,4 +1,4 @@
-"""One Gradio component for every kind of option, and the two ways between its content and the option's value.
+"""What the field of every kind of option is made of, and the two ways between its content and the option's value.
 
 Numbers are text fields: they take `1e-4`, can be empty ("not given"), and what is no number is shown as a mistake
 beside the field, where a browser's number field would silently give nothing.
@@ -13,7 +13,6 @@ from sd_scripts.schema.fields import convert
 from sd_scripts.schema.option import OptionField
 
 PATH_KINDS = ("file", "folder", "model")
-_PLAIN_INPUT = gr.InputHTMLAttributes(autocomplete="off", spellcheck=False)
 
 
 def html(value: Any = "", **options: Any) -> gr.HTML:
@@ -81,59 +80,33 @@ def tooltip(field: OptionField, words: Words) -> str:
     return "\n".join(lines)
 
 
-def choice_pairs(field: OptionField) -> list[tuple[str, str]]:
-    """What a drop-down offers: (text, value); the first says "not set" where nothing may be given."""
-    pairs = [(str(choice), str(choice)) for choice in field.choices if choice is not None]
-    return [("not set", ""), *pairs] if field.optional or field.default == "" else pairs
+def choices(field: OptionField) -> list[str]:
+    """What a field offers to choose from; "" first where nothing may be given."""
+    known = [str(choice) for choice in field.choices if choice is not None]
+    empty = field.kind not in PATH_KINDS and (field.optional or field.default == "") and "" not in known
+    return ["", *known] if known and empty else known
 
 
-def _classes(field: OptionField, wide: bool, basic: bool) -> list[str]:
-    names = ["k-field"]
-    if field.kind in PATH_KINDS:
-        names.append("k-path")
-    if wide or field.kind == "long":
-        names.append("k-wide")
-    if basic:
-        names.append("k-basic")
-    return names
+def facts(field: OptionField, words: Words) -> dict[str, Any]:
+    """What the page's script needs to make the field; what is empty or false may be left out.
 
-
-def make(
-    field: OptionField, value: Any, words: Words, *, tab: str, wide: bool = False, basic: bool = False
-) -> gr.components.Component:
-    """The component of one option, inside the current Blocks context.
-
-    Args:
-        field: the option.
-        value: what it opens with.
-        words: the language.
-        tab: name of the training tab; the component gets the HTML id `<tab>-<key>`.
-        wide: take the whole width of a two-column group.
-        basic: show it in the short form.
+    `type` is "" for a line of text, or box, choice, long, secret; `first` is what stands in an untouched field.
     """
-    common: dict[str, Any] = {
+    offered = choices(field) if not field.type.startswith("list") else []
+    return {
         "label": words(field.label),
-        "elem_id": f"{tab}-{field.key}",
-        "elem_classes": _classes(field, wide, basic),
-        "min_width": 0,
-        "interactive": True,
+        "tip": tooltip(field, words),
+        "unit": words(field.unit) if field.unit else "",
+        "type": _type(field, offered),
+        "kind": field.kind if field.kind in PATH_KINDS else "",
+        "first": show(field, field.default),
+        "list": offered,
     }
-    content = show(field, value)
+
+
+def _type(field: OptionField, offered: list[str]) -> str:
     if field.type == "bool":
-        return gr.Checkbox(value=content, **common)
-    if field.choices and not field.type.startswith("list") and field.kind not in PATH_KINDS:
-        pairs = choice_pairs(field)
-        if content not in [known for _, known in pairs]:
-            pairs.append((content, content))
-        return gr.Dropdown(choices=pairs, value=content, allow_custom_value=field.custom, **common)
-    placeholder = str(show(field, field.default))
-    long = field.kind == "long"
-    return gr.Textbox(
-        value=content,
-        lines=2 if long else 1,
-        max_lines=12 if long else 1,
-        type="password" if field.kind == "secret" else "text",
-        placeholder=placeholder,
-        html_attributes=_PLAIN_INPUT,
-        **common,
-    )
+        return "box"
+    if field.kind in ("long", "secret"):
+        return field.kind
+    return "choice" if offered and not field.custom and field.kind not in PATH_KINDS else ""

@@ -1,7 +1,7 @@
 // The page's own script: dresses Gradio's fields (marks, notes, browse), finds them, opens dialogs.
 // Gradio moves the data.
 (() => {
-  const K = window.kohya = { facts: {}, words: {}, state: {}, bridge: {} };
+  const K = window.kohya = { facts: {}, words: {}, state: {}, bridge: {}, values: {} };
   const $ = (selector, root = document) => root.querySelector(selector);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const tag = (name, className, text = '', more = {}) =>
@@ -9,9 +9,42 @@
   const word = (text) => K.words[text] ?? text;
   const waiting = {};
   const after = (name, time, work) => { clearTimeout(waiting[name]); waiting[name] = setTimeout(work, time); };
+  // ---- the page comes packed (lean.py): spread it out before Gradio looks at its configuration
+  const ids = (list) => list.flatMap((n, i) => (n < 0 ? Array.from({ length: -n }, (_, k) => list[i - 1] + k + 1) : n));
+  const tree = (n) => (Array.isArray(n) ? { id: n[0], children: n.slice(1).map(tree) } : { id: n });
+  K.take = ({ words, facts, page, first }) => {
+    K.words = words;
+    for (const [tab, places] of Object.entries(facts.places)) {
+      const known = K.facts[tab] = {};
+      for (const [place, numbers] of places) for (const number of numbers) {
+        const [key, fact] = facts.about[number < 0 ? -1 - number : number];
+        const empty = { label: '', tip: '', unit: '', list: [], old: [], tabs: [], first: fact.type === 'box' ? false : '' };
+        known[key] = { ...empty, ...fact, ...place, basic: number >= 0 };
+      }
+    }
+    const config = window.gradio_config ?? {}, lists = page.lists.map(ids);
+    config.components = page.parts.map(([id, shape, elem_id, value]) => {
+      const [type, props] = structuredClone(page.shapes[shape]), own = { elem_classes: [], buttons: [], ...props };
+      if (/-fields$/.test(elem_id)) K.values[elem_id.slice(0, -7)] = value;
+      if (elem_id === 'top' && !first) own.selected = localStorage.getItem('kohya-tab') ?? own.selected;
+      return { id, type, props: Object.assign(own, elem_id && { elem_id }, value !== undefined && { value }) };
+    });
+    config.dependencies = page.events.map((each) => ({ ...page.common, ...each, inputs: lists[each.inputs],
+      outputs: lists[each.outputs],
+      targets: Object.entries(each.targets).flatMap(([name, on]) => ids(on).map((id) => [id, name])) }));
+    const every = { includes: () => true }; // there is one page: no need to look each part up in a list
+    config.page = { '': { layout: tree(page.layout), components: every, dependencies: every } };
+  };
   // ---- talking to Python: one channel per tab, handed over by its gr.HTML
-  K.join = (tab, trigger, server) => { K.bridge[tab] = { send: (data) => trigger('click', data), server }; };
+  K.join = (tab, trigger, server) => {
+    const known = tab in K.bridge, kept = localStorage.getItem(`kohya-${tab}`);
+    K.bridge[tab] = { send: (data) => trigger('click', data), server };
+    if (!known) setTimeout(() => $(`#${tab}-${kept ? 'recall' : 'greet'}`)?.click());
+  };
   K.later = (tab) => after(tab, 500, () => $(`#${tab}-refresh`)?.click()); // half a second after the last change
+  K.again = (tab, time) => after(`${tab} again`, time, () => { // only while somebody looks
+    if (document.hidden || !$(`#${tab}-plan`)?.offsetParent) K.again(tab, time); else $(`#${tab}-refresh`)?.click();
+  });
   K.receive = (tab, state) => {
     if (!state) return;
     if (state.fields) { K.state[tab] = state.fields; paint(tab); }
@@ -19,72 +52,146 @@
     if (state.close) sheet.close();
     if (state.top) K.top(state.top);
     if (state.go) K.go(tab, state.go);
-    if (state.send) K.bridge[state.send.tab].send(state.send.data);
+    if (state.send) hand(state.send);
     if (state.browse) K.browse(tab, state.browse, '');
     if (state.later) K.later(tab);
+    if (state.again) K.again(tab, state.again);
   };
-  // ---- fields: notes under them, mark and way back beside the label, browse button
+  const hand = async ({ tab, data }) => { // to another tab, which may have to be made first
+    K.top(tab);
+    for (let tries = 0; tries < 200 && !K.bridge[tab]; tries++) await pause();
+    K.bridge[tab]?.send(data);
+  };
+  // ---- fields: made when their group comes into view; what stands in all of them is one component's value
   const parts = (element) => element.id.split(/-(.*)/s);
-  const tabOf = (element) => element.closest('[data-tab]')?.dataset.tab ?? parts(element.closest('.k-field'))[0];
-  const dress = (element) => {
-    const [tab, key] = parts(element);
-    const fact = K.facts[tab]?.[key];
-    if (!fact || element.dataset.k) return;
+  const tabOf = (element) => element.closest('[data-tab]')?.dataset.tab ?? element.dataset.undo
+    ?? parts(element.closest('.k-field'))[0];
+  const holders = {};
+  K.hold = (tab, props) => {
+    const { '@patch': patch, ...given } = props.value ?? {};
+    holders[tab] = props;
+    K.values[tab] = patch ? { ...K.values[tab], ...patch } : given;
+    if (patch) props.value = K.values[tab];
+    all(`#${tab}-form .k-field`).forEach((element) => show(tab, element));
+  };
+  const show = (tab, element) => {
+    const { k: key } = element.dataset, input = $('.k-in', element);
+    const content = K.values[tab]?.[key] ?? K.facts[tab][key].first;
+    if (input.type === 'checkbox') { input.checked = content; return; }
+    if (input.value === content) return;
+    if (input.options && ![...input.options].some((option) => option.value === content)) input.add(new Option(content));
+    input.value = content;
+  };
+  const typed = (element) => {
+    const [tab, key] = parts(element), input = $('.k-in', element);
+    K.values[tab] = { ...K.values[tab], [key]: input.type === 'checkbox' ? input.checked : input.value };
+    holders[tab].value = K.values[tab];
+    K.later(tab);
+  };
+  K.grid = (element) => {
+    const [tab, number] = element.closest('.block').id.split('-grid-'), grid = tag('div', 'k-grid');
+    const here = Object.entries(K.facts[tab]).filter(([, fact]) => fact.grid === Number(number));
+    grid.append(...here.map(([key, fact]) => make(tab, key, fact)), tag('div', 'k-more'));
+    element.replaceChildren(grid);
+    after(`mark-${tab}`, 0, () => mark(tab));
+  };
+  const make = (tab, key, fact) => {
+    const id = `${tab}-${key}`, box = fact.type === 'box';
+    const names = { 'k-path': fact.kind, 'k-wide': fact.wide, 'k-basic': fact.basic, 'k-box': box };
+    const element = tag('div', ['k-field', ...Object.keys(names).filter((name) => names[name])].join(' '), '', { id });
     element.dataset.k = key;
-    const label = $('[data-testid=block-info], .label-text', element);
-    if (label) { label.title = fact.tip; label.dataset.unit = fact.unit; }
-    const input = $('input, textarea', element);
-    input?.setAttribute('aria-describedby', `${element.id}-note`);
+    const label = tag('label', 'k-label', fact.label, { htmlFor: `${id}-in`, title: fact.tip });
+    label.dataset.unit = fact.unit;
+    const input = tag({ choice: 'select', long: 'textarea' }[fact.type] ?? 'input', 'k-in', '', { id: `${id}-in` });
+    const options = fact.list.map((value) => new Option(value || word('not set'), value));
+    if (fact.type === 'choice') input.append(...options);
+    else Object.assign(input, { autocomplete: 'off', spellcheck: false, placeholder: box ? '' : fact.first });
+    if (input.type === 'text') input.type = { box: 'checkbox', secret: 'password' }[fact.type] ?? 'text';
+    input.setAttribute('aria-describedby', `${id}-note`);
     const reset = tag('button', 'k-reset', '', { type: 'button', title: word('Undo this change') });
     reset.setAttribute('aria-label', `${fact.label}: ${reset.title}`);
     reset.dataset.reset = key;
-    element.append(reset, tag('div', 'k-note', '', { id: `${element.id}-note` }));
+    element.append(...(box ? [input, label] : [label, input]));
+    if (fact.kind || (options.length && fact.type !== 'choice')) {
+      const list = tag('datalist', '', '', { id: `${id}-list` });
+      list.append(...options);
+      input.setAttribute('list', list.id);
+      element.append(list);
+    }
     if (fact.kind) {
       const browse = tag('button', 'k-browse', word('Browse'), { type: 'button' });
       browse.setAttribute('aria-label', `${word('Browse')}: ${fact.label}`);
       browse.dataset.browse = key;
-      const list = tag('datalist', '', '', { id: `${element.id}-list` });
-      list.append(...fact.list.map((value) => new Option(value)));
-      input?.setAttribute('list', list.id);
-      element.append(list);
-      element.insertBefore(browse, reset);
+      element.append(browse);
     }
+    element.append(reset, tag('div', 'k-note', '', { id: `${id}-note` }));
+    show(tab, element);
     paintField(tab, element, key);
+    return element;
   };
   const paintField = (tab, element, key) => {
     const { changed = {}, off = {}, notes = {} } = K.state[tab] ?? {};
-    const note = $('.k-note', element), said = notes[key];
+    const said = key in off ? { say: 'off', text: off[key] } : notes[key];
+    const looks = JSON.stringify([changed[key], said]);
+    if (element.looks === looks) return; // only what differs is touched
+    element.looks = looks;
+    const note = $('.k-note', element), input = $('.k-in', element);
     element.toggleAttribute('data-changed', key in changed);
     element.toggleAttribute('data-off', key in off);
     element.dataset.say = said?.say ?? '';
     $('.k-reset', element).textContent = changed[key] ?? '';
-    $('input, textarea', element)?.setAttribute('aria-invalid', said?.say === 'error');
+    input.disabled = key in off;
+    input.setAttribute('aria-invalid', said?.say === 'error');
     note.textContent = said?.text ?? '';
     if (!said?.set) return;
     const fix = tag('button', 'k-link', said.set.label);
     fix.dataset.set = JSON.stringify(said.set.values);
     note.append(' ', fix);
   };
-  const paint = (tab) => { // the counts are Python's
-    const { groups = {}, tabs = {}, views = [] } = K.state[tab] ?? {};
-    all(`[id^="${tab}-"].k-field[data-k]`).forEach((element) => paintField(tab, element, element.dataset.k));
-    const mark = (element, said) => { if (element) Object.assign(element.dataset, said); };
-    for (const [id, said] of Object.entries(groups)) {
-      mark(document.getElementById(id), said);
-      mark($(`#${id} > .label-wrap`), { count: said.count });
-    }
-    for (const [id, said] of Object.entries(tabs)) mark(document.getElementById(`${id}-button`), said);
-    all(`#${tab}-view label`).forEach((label, number) => mark(label, { n: views[number] ?? '' }));
+  const paintMore = (tab, grid) => { // the line under a group: fields that do not apply, ways back
+    const fields = all('.k-field', grid), count = (what) => fields.filter((field) => field.matches(what)).length;
+    const link = (text, n, data) => n && tag('button', 'k-link', word(text).replace('{n}', n), { type: 'button', data });
+    const said = [
+      link('{n} more appear with other choices', count('[data-off]'), { more: '' }),
+      link('Undo {n} changes here', count('[data-changed]'), { undo: tab, to: 'file' }),
+      link('Defaults for these {n}', grid.closest('.k-group') && fields.length, { undo: tab, to: 'default' }),
+    ].filter(Boolean);
+    said.forEach((button) => { Object.assign(button.dataset, button.data); });
+    $('.k-more', grid)?.replaceChildren(...said);
   };
-  new MutationObserver(() => { // closed tabs and accordions enter the DOM when they are opened
-    for (const form of all('.k-form:not([data-view])')) {
-      const [tab] = parts(form);
-      K.view(tab, 'basic');
-      K.later(tab);
+  const mark = (tab) => { // the counts are Python's
+    const { groups = {}, tabs = {}, views = [] } = K.state[tab] ?? {};
+    const set = (element, said) => { if (element) Object.assign(element.dataset, said); };
+    for (const [id, said] of Object.entries(groups)) {
+      set(document.getElementById(id), said);
+      set($(`#${id} > .label-wrap`), { count: said.count });
     }
-    const fresh = all('.k-field:not([data-k]), .k-group:not([data-k])');
-    fresh.forEach((element) => element.matches('.k-field') ? dress(element) : element.setAttribute('data-k', ''));
-    new Set(fresh.map((element) => parts(element)[0])).forEach(paint);
+    for (const [id, said] of Object.entries(tabs)) set(document.getElementById(`${id}-button`), said);
+    all(`#${tab}-view label`).forEach((label, number) => set(label, { n: views[number] ?? '' }));
+    all(`#${tab}-form .k-grid`).forEach((grid) => paintMore(tab, grid));
+  };
+  const paint = (tab) => {
+    all(`#${tab}-form .k-field`).forEach((element) => paintField(tab, element, element.dataset.k));
+    mark(tab);
+  };
+  const NEW = '.k-form:not([data-view]), .k-group:not([data-k]), .k-language:not([data-k])';
+  let added = []; // closed tabs and accordions enter the DOM when they are opened; only what is new is looked at
+  const welcome = () => {
+    const roots = added.filter((root) => root.isConnected);
+    const fresh = new Set(roots.flatMap((root) => [...(root.matches(NEW) ? [root] : []), ...all(NEW, root)]));
+    added = [];
+    for (const element of fresh) {
+      const [tab] = parts(element);
+      element.dataset.k = '';
+      if (element.matches('.k-form')) { K.view(tab, 'basic'); K.later(tab); }
+      else if (element.matches('.k-group')) after(`mark-${tab}`, 0, () => mark(tab));
+      else element.value = document.documentElement.lang;
+    }
+  };
+  new MutationObserver((records) => {
+    const nodes = records.flatMap((record) => [...record.addedNodes]).filter((node) => node.nodeType === 1);
+    if (nodes.length && !added.length) requestAnimationFrame(welcome);
+    added.push(...nodes);
   }).observe(document.documentElement, { childList: true, subtree: true });
   // ---- finding a field and going there
   const pause = () => new Promise((next) => setTimeout(next, 50));
@@ -103,21 +210,22 @@
   K.go = async (tab, key) => {
     const fact = K.facts[tab]?.[key];
     if (!fact) return;
-    K.top(tab);
-    const { view } = (await found(`#${tab}-form`)).dataset;
-    if (view !== 'all' && !(fact.basic && view === 'basic')) all(`#${tab}-view input`)[1]?.click();
+    K.top(fact.top ?? tab);
+    const { view } = (await found(`#${fact.top ? 'top' : tab}-form, #${fact.top}-button`))?.dataset ?? {};
+    if (view && view !== 'all' && !(fact.basic && view === 'basic')) all(`#${tab}-view input`)[1]?.click();
     for (const id of fact.tabs) (await found(`#${id}-button`))?.click();
     if (fact.group) await unfold(await found(`#${fact.group}`));
     const element = await found(`#${tab}-${key}`);
+    if (element?.matches('[data-off]')) element.closest('.k-grid').dataset.all = '';
     element?.scrollIntoView({ block: 'center' });
-    $('input, textarea', element)?.focus();
+    $('.k-in', element)?.focus();
   };
   const search = (box) => {
     const [tab] = parts(box), query = $('input, textarea', box).value.trim().toLowerCase().replace(/^--/, '');
     $('.k-results')?.remove();
     if (!query) return;
-    const points = (key, { label, tip }) => {
-      const names = [label.toLowerCase(), key.toLowerCase(), key.toLowerCase().replaceAll('_', ' ')];
+    const points = (key, { label, tip, old }) => {
+      const names = [label, key, key.replaceAll('_', ' '), ...old].map((name) => name.toLowerCase());
       if (names.includes(query)) return 0;
       if (names.some((name) => name.startsWith(query))) return 1;
       if (names.some((name) => name.includes(query))) return 2;
@@ -149,7 +257,7 @@
     if (!sheet.open) sheet.showModal();
   };
   K.browse = async (tab, key, path = null) => {
-    const answer = await K.bridge[tab].server.browse({ key, path: path ?? ($(`#${tab}-${key} input`)?.value || '') });
+    const answer = await K.bridge[tab].server.browse({ key, path: path ?? (key[0] === '@' ? '' : $(`#${tab}-${key} input`)?.value || '') });
     K.sheet(answer.title, answer.html);
     Object.assign(sheet.dataset, { tab, key });
   };
@@ -186,11 +294,30 @@
     await navigator.clipboard.writeText(text);
     button.textContent = word('Copied');
   };
+  const bring = async (tab, file) => { // a configuration; of a model only what its header says
+    const [small, start] = [file.size <= 8e6, new DataView(await file.slice(0, 8).arrayBuffer())];
+    if (!/\.safetensors$/i.test(file.name)) {
+      return K.bridge[tab].send({ do: 'open_text', name: file.name, text: small ? await file.text() : '' });
+    }
+    const length = start.byteLength === 8 ? Math.min(Number(start.getBigUint64(0, true)), 3e7) : 0;
+    const reader = new FileReader();
+    reader.onload = () => K.bridge[tab].send({ do: 'open_header', name: file.name, head: reader.result.split(',')[1] ?? '' });
+    reader.readAsDataURL(file.slice(0, 8 + length));
+  };
+  const ask = (b, what) => { // a button or list of a dialog, with all that was typed there
+    const typed = all('[name]', sheet).map((part) => [part.name, part.type === 'checkbox' ? part.checked : part.value]);
+    send(b, { ...Object.fromEntries(typed), ...b.dataset, do: what });
+  };
   const send = (b, data) => K.bridge[tabOf(b)].send(data);
   const clicks = {
     go: (b) => { $('.k-results')?.remove(); sheet.close(); K.go(b.dataset.tab, b.dataset.go); },
     close: () => sheet.close(),
     reset: (b) => send(b, { do: 'reset', key: b.dataset.reset }),
+    more: (b) => b.closest('.k-grid').toggleAttribute('data-all'),
+    undo: (b) => {
+      const keys = all('.k-field', b.closest('.k-grid')).map((field) => field.dataset.k);
+      send(b, { do: 'reset', keys, to: b.dataset.to });
+    },
     set: (b) => send(b, { do: 'set', values: JSON.parse(b.dataset.set) }),
     browse: (b) => K.browse(tabOf(b), b.dataset.browse),
     open: (b) => K.browse(sheet.dataset.tab, sheet.dataset.key, b.dataset.open),
@@ -199,10 +326,8 @@
       sheet.close();
       send(sheet, { do: 'pick', key: sheet.dataset.key, file, folder: b.dataset.folder ?? '' });
     },
-    upload: () => choose('.json,.toml', false, async ([file]) => {
-      sheet.close();
-      send(sheet, { do: 'open_text', name: file.name, text: await file.text() });
-    }),
+    upload: () => choose('.json,.toml,.safetensors', false, ([file]) => { sheet.close(); bring(sheet.dataset.tab, file); }),
+    ask: (b) => ask(b, b.dataset.ask),
     add: (b) => choose('image/*,.txt,.caption', true, (files) => upload(b.closest('[data-drop]'), files)),
     copy: (b) => {
       const lines = all(b.dataset.copy).map((part) => part.textContent).join('\n').trim().split('\n');
@@ -216,18 +341,31 @@
     const name = Object.keys(clicks).find((each) => near(`[data-${each}]`));
     if (name) { event.preventDefault(); clicks[name](near(`[data-${name}]`)); }
     else if (!near('.k-search')) $('.k-results')?.remove();
+    const top = near('#top > .tab-wrapper [role=tab]')?.id.match(/^top-(.*)-button$/)?.[1];
+    if (top) localStorage.setItem('kohya-tab', top);
     if (near('[id$=-start]') && window.Notification?.permission === 'default') Notification.requestPermission();
+  });
+  on('change', (event, near) => {
+    if (near('[data-choose]')) ask(near('[data-choose]'), near('[data-choose]').dataset.choose);
+    if (!near('.k-language')) return;
+    document.cookie = `kohya-language=${event.target.value}; path=${location.pathname}; max-age=31536000; SameSite=Lax`;
+    all('.k-form').forEach((form) => $(`#${parts(form)[0]}-refresh`)?.click()); // what was typed comes along
+    after('reload', 900, () => location.reload());
   });
   on('input', (event, near) => {
     if (near('.k-search')) search(near('.k-search'));
     if (near('.k-cut')) near('.k-compare').style.setProperty('--cut', `${event.target.value}%`);
-    if (near('.k-path[data-k]') && /[/\\]/.test(event.target.value)) complete(near('.k-path'), event.target.value);
+    if (near('.k-field')) typed(near('.k-field'));
+    if (near('.k-path') && /[/\\]/.test(event.target.value)) complete(near('.k-path'), event.target.value);
   });
-  on('dragover', (event, near) => { if (near('[data-drop]')) event.preventDefault(); });
+  const target = (event, near) => event.dataTransfer.types.includes('Files') && near('.k-left');
+  on('dragover', (event, near) => { if (near('[data-drop]') || target(event, near)) event.preventDefault(); });
   on('drop', (event, near) => {
-    const place = near('[data-drop]');
-    if (!place || !event.dataTransfer.files.length) return;
+    const place = near('[data-drop]'), form = target(event, near), [file] = event.dataTransfer.files;
+    if (!file || !(place || form)) return;
     event.preventDefault();
+    if (form && /\.(json|toml|safetensors)$/i.test(file.name)) return bring(parts($('.k-form', form))[0], file);
+    if (!place) return;
     if (place.dataset.drop) upload(place, [...event.dataTransfer.files]);
   });
   on('keydown', (event, near) => {
@@ -236,6 +374,10 @@
       $('.k-search .k-result[data-go]')?.click();
     }
     if (event.key === 'Escape') $('.k-results')?.remove();
+    if (event.key === 'Enter' && near('.k-sheet input[name]')) {
+      event.preventDefault();
+      $('.k-main', near('details, .k-foot, .k-body'))?.click();
+    }
     const form = all('.k-form').find((element) => element.offsetParent);
     const button = { s: 'save', Enter: 'start' }[event.key];
     if (!(event.ctrlKey || event.metaKey) || !form || !button || sheet.open) return;

@@ -67,8 +67,9 @@ class ToolForm:
 
     def build(self) -> None:
         """Make fields and channel."""
+        assert self.form.inputs  # what stands in the fields is there before they are
         with gr.Column(elem_id=f"{self.name}-form", elem_classes=["k-form", "k-tool-form"]):
-            self.form._build_fields(self.group)
+            self.form.build_fields(self.group)
         self.refresh = gr.Button("", elem_id=f"{self.name}-refresh", visible="hidden")
         self.channel = widgets.html(
             value={},
@@ -128,7 +129,7 @@ class ToolForm:
         found = self.form.collect(contents)
         if found.mistakes:
             raise found.mistakes[0]
-        typed = dict(zip(self.form.keys, contents, strict=True))
+        typed = self.form.contents(contents)
         return {**found.values, **{key: str(typed[key]) for key in self.blanks if typed[key]}}
 
     def marks(self, found: Collected, wrong: UserError | None = None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from kohya_gui.tabs import session
 from kohya_gui.tabs.config_bar import ConfigBar, FileState, recent_files
 from kohya_gui.tabs.dataset import DatasetTab
 from kohya_gui.tabs.message import channel, join_script
+from kohya_gui.tabs.preparation import PreparationTab
 from kohya_gui.tabs.remarks import remarks
 from kohya_gui.tabs.session import Manner
 from kohya_gui.tabs.sources import DEFAULTS, FILE, FORM, PRESET
@@ -68,11 +69,18 @@ class TrainingTab:
         self.form = Form(spec.name, known, pages, services.words, self.start_file.values)
         self.bar = ConfigBar(spec.name, self.form, services, self.start_file)
         self.dataset = DatasetTab(spec.name, services)
+        wanted = any(page.extra == "preparation" for page in pages)
+        self.preparation = PreparationTab(spec.name, services) if wanted else None
 
     @property
     def facts(self) -> dict[str, Any]:
         """What the page's script knows about this tab's fields and dialogs."""
         return {**self.form.facts(), **self.bar.facts()}
+
+    @property
+    def more_facts(self) -> dict[str, dict[str, Any]]:
+        """The same of the other forms on this tab, by their names."""
+        return self.preparation.facts if self.preparation else {}
 
     # ------------------------------------------------------------------ building
 
@@ -108,7 +116,10 @@ class TrainingTab:
                     )
                     view.change(None, view, None, js=f"(v) => kohya.view('{name}', v)", api_visibility="private")
                 with gr.Column(elem_id=f"{name}-form", elem_classes=["k-form", "k-card"]):
-                    self.form.build({"dataset": self.dataset.build})
+                    parts = {"dataset": self.dataset.build}
+                    if self.preparation:
+                        parts["preparation"] = self.preparation.build
+                    self.form.build(parts)
             with gr.Column(elem_classes=["k-right"]):
                 self._build_plan()
         self._wire()
@@ -129,6 +140,8 @@ class TrainingTab:
                 self.show_compare = gr.Button(self.words("Compare"), elem_id=f"{name}-compare", min_width=0)
         self.dataset.build_strip()
         self.refresh = gr.Button("", elem_id=f"{name}-refresh", visible="hidden")
+        self.recall = gr.Button("", elem_id=f"{name}-recall", visible="hidden")
+        self.greet = gr.Button("", elem_id=f"{name}-greet", visible="hidden")
         self.channel = widgets.html(
             value={},
             html_template="",
@@ -179,20 +192,22 @@ class TrainingTab:
             )
         for button, kind in ((self.show_command, "command"), (self.show_toml, "toml"), (self.show_compare, "compare")):
             button.click(partial(self._show, kind), [bar.file, *form.inputs], [self.channel], **quiet)
+        # the page's script asks for one of them when the tab is first looked at: the form that its browser kept, or
+        # only the presets of today
+        self.recall.click(self._recall, [self.kept], [self.manner, *bar.outputs(self.channel)], **quiet)
+        self.greet.click(partial(bar.preset_update, self.start_file), None, [bar.preset], **quiet)
         bar.wire(self.channel, quiet)
         self.dataset.wire(form, self.refresh, self.channel, quiet)
-
-    def wire_load(self, page: gr.Blocks) -> None:
-        """Bring back what the browser kept, at each load of the page."""
-        outputs = [self.manner, *self.bar.outputs(self.channel)]
-        page.load(self._recall, [self.kept], outputs, show_progress="hidden", api_visibility="private")
+        if self.preparation:
+            self.preparation.wire(form, self.refresh, self.channel, quiet)
 
     # ------------------------------------------------------------------ what happens
 
     def _recall(self, kept: Any) -> list[Any]:
         found = session.recall(session.digest(self.start_file), kept, self.form)
         if found is None:
-            return [gr.skip(), *self.bar.unchanged()]
+            skipped, message, _, *rest = self.bar.unchanged()
+            return [gr.skip(), skipped, message, self.bar.preset_update(self.start_file), *rest]
         file, contents, manner = found
         return [manner, file, channel(later=True), self.bar.preset_update(file), *self.form.restore(contents)]
 

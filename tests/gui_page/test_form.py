@@ -7,7 +7,7 @@ import gradio as gr
 import pytest
 
 from kohya_gui import widgets
-from kohya_gui.form import Form
+from kohya_gui.form import PATCH, Form
 from kohya_gui.layout import Group, Page, complete, placed_keys
 from kohya_gui.layouts import LAYOUTS
 from kohya_gui.localization import Words
@@ -29,9 +29,10 @@ def form() -> Form:
     return made
 
 
-def contents(form: Form, values: dict[str, object]) -> list[object]:
-    """What the components hold after `fill`: an update of a drop-down carries its value inside."""
-    return [item.value if isinstance(item, gr.Dropdown) else item for item in form.fill(values)]
+def contents(form: Form, values: dict[str, object], **typed: object) -> list[object]:
+    """What the form's component holds after `fill`, and after something was typed."""
+    (shown,) = form.fill(values)
+    return [{**shown, **typed}]
 
 
 def test_every_option_of_the_command_has_exactly_one_place(form: Form) -> None:
@@ -95,22 +96,22 @@ def test_values_survive_the_way_through_the_components(form: Form) -> None:
 
 
 def test_a_value_outside_the_choices_is_kept_and_shown(form: Form) -> None:
-    index = form.keys.index("lr_scheduler")
-    update = form.fill({"lr_scheduler": "my.own.Scheduler"})[index]
-    assert isinstance(update, gr.Dropdown) or update == "my.own.Scheduler"
+    assert form.fill({"lr_scheduler": "my.own.Scheduler"}) == [{"lr_scheduler": "my.own.Scheduler"}]
 
 
 def test_patch_leaves_the_other_fields_alone(form: Form) -> None:
-    updates = dict(zip(form.keys, form.patch({"seed": 7}), strict=True))
-    assert updates["seed"] == "7"
-    assert updates["learning_rate"] == gr.skip()
+    (update,) = form.patch({"seed": 7, "unknown": 1})
+    assert update[PATCH] == {"seed": "7"}
+    assert form.patch({}) == [gr.skip()]
+
+
+@pytest.mark.parametrize("sent", [{}, {"seed": ["7"], "enable_bucket": "yes", "unknown": 1}, None, "text", [1]])
+def test_what_no_browser_of_ours_sends_counts_as_untouched(form: Form, sent: object) -> None:
+    assert form.collect([sent]).values == form.collect([{}]).values
 
 
 def test_text_that_is_no_number_is_a_mistake_with_its_key(form: Form) -> None:
-    content = contents(form, {})
-    content[form.keys.index("learning_rate")] = "fast"
-    content[form.keys.index("seed")] = "1.5"
-    found = form.collect(content)
+    found = form.collect(contents(form, {}, learning_rate="fast", seed="1.5"))
     assert sorted(mistake.key or "" for mistake in found.mistakes) == ["learning_rate", "seed"]
     assert "learning_rate" not in found.values
 

@@ -14,6 +14,7 @@ from kohya_gui.kohya_labels import labels_by_key
 from kohya_gui.layout import Group, Page, Place, accordion_name, placed_keys
 from kohya_gui.localization import Words
 from kohya_gui.model_kind import SWITCHES, resolve
+from kohya_gui.model_kind import SWITCHES, resolve
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.option import All, Any_, Condition, Given, In, Is, Not, OptionField
 
@@ -234,7 +235,9 @@ class Form:
 
     def hidden(self, values: Mapping[str, Any]) -> dict[str, str]:
         """Keys that do not apply with these values, with the reason."""
-        full = self.effective(values)
+        # conditions speak of the switches that the kind of base model stands for
+        switches = {key: values[key] for key in SWITCHES if key in values}
+        full = resolve({**switches, **self.effective(values)})
         return {
             key: self.words("Applies {when}.", when=self.reason(option.when))
             for key, option in self.fields.items()
@@ -269,6 +272,15 @@ class Form:
     def _family_reason(self, condition: Is | Not) -> str:
         """A condition on the kind of base model, which people see as one field."""
         on = condition.holds({key: True for key in condition.keys()})
+        if condition.keys() == {"sdxl"}:
+            return self.words("for models of Stable Diffusion XL") if on else self.words("for models other than SDXL")
+        if on:
+            return self.words("for models that predict velocity")
+        return self.words("for models that predict noise")
+
+    def _family_reason(self, condition: Is | Not) -> str:
+        """A condition on the kind of base model, which people see as one field."""
+        on = condition.holds(dict.fromkeys(condition.keys(), True))
         if condition.keys() == {"sdxl"}:
             return self.words("for models of Stable Diffusion XL") if on else self.words("for models other than SDXL")
         if on:

@@ -14,7 +14,6 @@ from kohya_gui.kohya_labels import labels_by_key
 from kohya_gui.layout import Group, Page, Place, accordion_name, placed_keys
 from kohya_gui.localization import Words
 from kohya_gui.model_kind import SWITCHES, resolve
-from kohya_gui.model_kind import SWITCHES, resolve
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.option import All, Any_, Condition, Given, In, Is, Not, OptionField
 
@@ -199,9 +198,8 @@ class Form:
         return [self._sparse({key: content for key, content in kept.items() if key in self.fields})]
 
     def effective(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values with every missing key at its default, and the switches that the kind of base model stands for."""
-        full = {key: values.get(key, option.default) for key, option in self.fields.items()}
-        return resolve({**{key: values[key] for key in SWITCHES if key in values}, **full})
+        """The values with every missing key at its default."""
+        return {key: values.get(key, option.default) for key, option in self.fields.items()}
 
     def applicable(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values without those of fields that do not apply: hidden means not sent."""
@@ -268,15 +266,6 @@ class Form:
         joint = " and " if isinstance(condition, All) else " or "
         parts = condition.parts if isinstance(condition, All | Any_) else ()
         return self.words(joint).join(self.reason(part) for part in parts)
-
-    def _family_reason(self, condition: Is | Not) -> str:
-        """A condition on the kind of base model, which people see as one field."""
-        on = condition.holds({key: True for key in condition.keys()})
-        if condition.keys() == {"sdxl"}:
-            return self.words("for models of Stable Diffusion XL") if on else self.words("for models other than SDXL")
-        if on:
-            return self.words("for models that predict velocity")
-        return self.words("for models that predict noise")
 
     def _family_reason(self, condition: Is | Not) -> str:
         """A condition on the kind of base model, which people see as one field."""

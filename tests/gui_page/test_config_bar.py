@@ -12,7 +12,7 @@ import gradio as gr
 import pytest
 
 from kohya_gui import configs
-from kohya_gui.form import Form
+from kohya_gui.form import PATCH, Form
 from kohya_gui.jobs import JobStore
 from kohya_gui.layout import complete
 from kohya_gui.layouts import LAYOUTS
@@ -67,12 +67,13 @@ class Answer:
     """What an act gave: the file (None if it stays), the message, and the fields that are set."""
 
     def __init__(self, bar: ConfigBar, updates: list[Any]) -> None:
-        file, self.message, self.preset, *rest = updates
+        file, self.message, self.preset, shown = updates
         self.file = file if isinstance(file, FileState) else None
-        given = zip(bar.form.keys, rest, strict=True)
-        self.fields = {
-            key: value.value if isinstance(value, gr.Dropdown) else value for key, value in given if value != gr.skip()
-        }
+        self.fields = {}
+        if shown != gr.skip():
+            # an update of the whole form leaves out what is the default
+            all_fields = {key: bar.form.kept_default(key) for key in bar.form.keys}
+            self.fields = shown.get(PATCH, {**all_fields, **shown})
         self.html = str((self.message.get("sheet") or {}).get("html", ""))
 
 
@@ -142,7 +143,7 @@ def test_saving_asks_when_the_open_file_changed_meanwhile(bar: ConfigBar) -> Non
     path = saved(bar, "a.json", seed=1)
     file = act(bar, "pick", key=OPEN, file=str(path)).file
     assert file is not None
-    contents = [bar.form.kept_default(key) for key in bar.form.keys]
+    contents = [{}]
     again, message = bar._save(file, *contents)
     assert again.stamp == path.stat().st_mtime_ns and "sheet" not in message
     os.utime(path, ns=(1, 1))

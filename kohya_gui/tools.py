@@ -13,7 +13,7 @@ from typing import Any
 from kohya_gui import command as commands
 from kohya_gui import launch_args, machine
 from kohya_gui.command import Plan
-from kohya_gui.paths import Roots
+from kohya_gui.paths import Roots, caption_ending
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.fields import convert
 from sd_scripts.schema.option import OptionField, section_fields
@@ -28,6 +28,7 @@ from sd_scripts.schema.tools_captions import (
 )
 
 PREFIX = "tool:"
+_ENDINGS = ("caption_ext", "caption_extension", "caption_extention", "extension")
 _TAGGERS = tuple(
     f"SmilingWolf/{name}"
     for name in (
@@ -261,6 +262,8 @@ def build(command: str, values: Mapping[str, Any], *, job_dir: Path | None = Non
             raise UserError(f"{key} is no option of {tool.title}.", key, nearest(key, known))
         if value is not None and value != "":
             given[key] = convert(known[key], value)
+            if key in _ENDINGS:
+                given[key] = caption_ending(str(given[key]), key)
     full = {key: given.get(key, option.default) for key, option in known.items()}
     flags: list[str] = []
     places: list[str] = []
@@ -281,6 +284,8 @@ def _flag(key: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{key}"]
     if isinstance(value, list):
+        if any(str(item).startswith("-") for item in value):
+            raise UserError(f"{key} holds a word that begins with a hyphen, which would count as a flag.", key)
         return [f"--{key}", *map(str, value)]
     # one word, so that a text that begins with a hyphen is no flag
     return [f"--{key}={value}"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from kohya_gui import tools, widgets
+from kohya_gui import job_plan, tools, widgets
 from kohya_gui.job_view import JobView
 from kohya_gui.prepare.looks import look
 from kohya_gui.prepare.undo import can_undo, undo_job
@@ -29,6 +29,70 @@ def buttons(name: str, words: Any, start: str) -> tuple[gr.Button, gr.Button, gr
     return run, dry, undo
 
 
+class Following:
+    """The job behind a panel: started, followed with a sentence, and taken back."""
+
+    def __init__(self, name: str, command: str, services: Services) -> None:
+        self.name = name
+        self.command = command
+        self.services = services
+        self.words = services.words
+
+    def build(self) -> None:
+        """Make the place for what it says."""
+        self.result = widgets.html("", elem_id=f"{self.name}-result", elem_classes=["k-result-card"])
+        self.job = gr.State("")
+        self.timer = gr.Timer(TICK_SECONDS, active=False)
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `start` and `refused` update."""
+        return [self.result, self.job, self.timer]
+
+    def wire(self, undo: gr.Button) -> None:
+        """Follow the job, and take the last one back on a click."""
+        self.timer.tick(self._follow, [self.job], [self.result, self.timer], trigger_mode="once", **QUIET)
+        undo.click(self._undo, None, [self.result], trigger_mode="once", **QUIET)
+
+    def start(self, values: Mapping[str, Any], title: str) -> list[Any]:
+        """Make a job of the values and start it if it may; the updates of `outputs`.
+
+        Raises:
+            UserError: if it cannot be made.
+        """
+        store = self.services.jobs
+        job = store.create(job_plan.build(self.command, values), values, title)
+        store.tick()
+        return [self._follow(job.id)[0], job.id, gr.Timer(active=True)]
+
+    def refused(self, error: UserError) -> list[Any]:
+        """The updates of `outputs` that say what stands in the way."""
+        return [results.mistake(error, self.words), gr.skip(), gr.skip()]
+
+    def _follow(self, job: str) -> list[Any]:
+        try:
+            view = self.services.jobs.get(job)
+        except UserError as error:
+            return [results.mistake(error, self.words), gr.Timer(active=False)]
+        return [progress(view, self.words), gr.Timer(active=not view.over)]
+
+    def _undo(self) -> str:
+        try:
+            return results.undone(undo_job(self._last().folder, self.services.roots), self.words)
+        except UserError as error:
+            return results.mistake(error, self.words)
+
+    def _last(self) -> JobView:
+        """The newest job of this command whose files can be put back."""
+        store = self.services.jobs
+        for view in sorted(store.list(), key=lambda view: -view.created):
+            if store.spec(view.id).get("command") == self.command and can_undo(view.folder):
+                if view.over:
+                    return view
+                raise UserError(f"{view.name} is still at work.", hint="Wait until it is over, or end it in Jobs.")
+        raise UserError("There is nothing to undo.")
+
+
 class ToolPanel:
     """One tool of `tools.TOOLS`. Sessions share the object, so it holds no state."""
 
@@ -46,6 +110,7 @@ class ToolPanel:
             wide=tool.wide,
             blanks=tool.blanks,
         )
+        self.following = Following(self.name, tool.command, services)
 
     def build(self) -> None:
         """Make the panel."""
@@ -53,24 +118,16 @@ class ToolPanel:
             widgets.html(f'<p class="k-quiet">{self.words(self.tool.does)}</p>')
             self.fields.build()
             self.run, self.dry, self.undo = buttons(self.name, self.words, self.words(self.tool.button))
-            self.result = widgets.html("", elem_id=f"{self.name}-result", elem_classes=["k-result-card"])
-            self.job = gr.State("")
-            self.timer = gr.Timer(TICK_SECONDS, active=False)
+            self.following.build()
 
     def wire(self) -> None:
         """Connect the buttons."""
         self.fields.wire()
-        inputs = self.fields.form.inputs
-        self.run.click(
-            self._run,
-            inputs,
-            [self.result, self.fields.channel, self.job, self.timer],
-            trigger_mode="once",
-            **QUIET,
-        )
-        self.dry.click(self._dry, inputs, [self.result, self.fields.channel], trigger_mode="always_last", **QUIET)
-        self.undo.click(self._undo, None, [self.result], trigger_mode="once", **QUIET)
-        self.timer.tick(self._follow, [self.job], [self.result, self.timer], trigger_mode="once", **QUIET)
+        inputs, said = self.fields.form.inputs, [self.following.result, self.fields.channel]
+        outputs = [*self.following.outputs, self.fields.channel]
+        self.run.click(self._run, inputs, outputs, trigger_mode="once", **QUIET)
+        self.dry.click(self._dry, inputs, said, trigger_mode="always_last", **QUIET)
+        self.following.wire(self.undo)
 
     def outputs(self) -> list[Any]:
         """What `opened` fills."""
@@ -95,42 +152,14 @@ class ToolPanel:
             return [results.mistake(error, self.words), self.fields.message(contents, error)]
 
     def _run(self, *contents: Any) -> list[Any]:
-        store = self.services.jobs
         try:
             values = self._values(contents)
             # what the dry run would refuse need not become a failed job
             look(self.tool, values, self.words)
             folder = Path(str(values.get(self.tool.folder) or ""))
-            job = store.create(tools.build(self.tool.command, values), values, f"{self.tool.title} {folder.name}")
-            store.tick()
+            return [*self.following.start(values, f"{self.tool.title} {folder.name}"), self.fields.message(contents)]
         except UserError as error:
-            return [results.mistake(error, self.words), self.fields.message(contents, error), gr.skip(), gr.skip()]
-        html, _ = self._follow(job.id)
-        return [html, self.fields.message(contents), job.id, gr.Timer(active=True)]
-
-    def _follow(self, job: str) -> list[Any]:
-        try:
-            view = self.services.jobs.get(job)
-        except UserError as error:
-            return [results.mistake(error, self.words), gr.Timer(active=False)]
-        return [progress(view, self.words), gr.Timer(active=not view.over)]
-
-    def _undo(self) -> str:
-        try:
-            last = self._last()
-            return results.undone(undo_job(last.folder, self.services.roots), self.words)
-        except UserError as error:
-            return results.mistake(error, self.words)
-
-    def _last(self) -> JobView:
-        """The newest job of this tool whose files can be put back."""
-        store = self.services.jobs
-        for view in sorted(store.list(), key=lambda view: -view.created):
-            if store.spec(view.id).get("command") == self.tool.command and can_undo(view.folder):
-                if view.over:
-                    return view
-                raise UserError(f"{view.name} is still at work.", hint="Wait until it is over, or end it in Jobs.")
-        raise UserError("There is nothing to undo.")
+            return [*self.following.refused(error), self.fields.message(contents, error)]
 
 
 def progress(view: JobView, words: Any) -> str:

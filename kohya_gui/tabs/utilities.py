@@ -9,6 +9,7 @@ import gradio as gr
 from kohya_gui import tools, widgets
 from kohya_gui.services import Services
 from kohya_gui.tabs.folder_panels import BalancePanel, FolderPanel
+from kohya_gui.tabs.manual_caption import ManualPanel
 from kohya_gui.tabs.message import channel, join_script
 from kohya_gui.tabs.tool_form import QUIET, Where
 from kohya_gui.tabs.tool_panel import ToolPanel
@@ -19,11 +20,12 @@ TOP = "utilities"
 
 @dataclass(frozen=True)
 class Shelf:
-    """One sub-tab with tools side by side on sub-tabs of its own, or a single one."""
+    """One sub-tab with tools side by side on sub-tabs of its own, or a single one; `manual`: captions by hand, too."""
 
     name: str
     title: str
     tools: tuple[str, ...]
+    manual: bool = False
 
 
 SHELVES = (
@@ -31,6 +33,7 @@ SHELVES = (
         "captioning",
         "Captioning",
         ("basic_caption", "blip_caption", "blip2_caption", "git_caption", "wd14_caption"),
+        manual=True,
     ),
     Shelf("group", "Group images", ("group_images",)),
 )
@@ -47,13 +50,15 @@ class UtilitiesTab:
             for shelf in SHELVES
             for name in shelf.tools
         }
+        self.manual = ManualPanel(services, Where(TOP, ("utilities-captioning", "utilities-manual_caption")))
         self.folders = FolderPanel(TOP, services, Where(TOP, ("utilities-folders",)))
         self.balance = BalancePanel(TOP, services, Where(TOP, ("utilities-balance",)))
 
     @property
     def facts(self) -> dict[str, dict[str, Any]]:
         """Name of a form -> what the page's script knows about its fields."""
-        forms = [panel.fields for panel in self.panels.values()] + [self.folders.fields, self.balance.fields]
+        forms = [panel.fields for panel in self.panels.values()]
+        forms += [self.manual.fields, self.folders.fields, self.balance.fields]
         return {form.name: form.facts for form in forms}
 
     # ------------------------------------------------------------------ building
@@ -85,12 +90,16 @@ class UtilitiesTab:
                 for name in shelf.tools:
                     with gr.Tab(self.words(tools.TOOLS[name].title), elem_id=f"utilities-{name}"):
                         self.panels[name].build()
+                if shelf.manual:
+                    with gr.Tab(self.words("Manual"), elem_id="utilities-manual_caption"):
+                        self.manual.build()
 
     def wire(self, page: gr.Blocks) -> None:
         """Connect everything; `page` is the Blocks of the page."""
         del page  # nothing here needs the page's load
         for panel in self.panels.values():
             panel.wire()
+        self.manual.wire()
         self.folders.wire()
         self.balance.wire()
         outputs = [part for panel in self.panels.values() for part in panel.outputs()]

@@ -20,7 +20,7 @@ from sd_scripts.schema.buckets import Size
 from sd_scripts.schema.rules import check
 from sd_scripts.schema.steps import StepPlan, plan_steps
 
-__all__ = ["PlanView", "Problem", "plan", "with_forecast"]
+__all__ = ["PlanView", "Problem", "pictures", "plan", "with_forecast"]
 
 _SPARE_BYTES = 500_000_000
 # what kohya_ss's switches are called on this form
@@ -77,7 +77,7 @@ def plan(
     """
     what = understand(command_name, values, roots, allow_plugins=allow_plugins)
     problems = [*what.problems, *_rules(what)]
-    dataset, counting = _dataset(what, counter)
+    dataset, counting = pictures(what, counter)
     problems += _of_pictures(what, dataset, problems)
     length = _length(what.seen, dataset)
     written = _writes(what, length)
@@ -112,8 +112,8 @@ def _rules(what: Effective) -> Iterator[Problem]:
             yield Problem(found.severity, _SHOWN_AS.get(found.key or "", found.key), found.message, found.hint)
 
 
-def _dataset(what: Effective, counter: Counter | None) -> tuple[DatasetView, bool]:
-    """The pictures, and whether they are still being counted."""
+def pictures(what: Effective, counter: Counter | None = None) -> tuple[DatasetView, bool]:
+    """The pictures of these values, and whether they are still being counted: then nothing is known of them yet."""
     values = {**what.seen, "prepares": what.prepares}
     if counter is None:
         return dataset_view.view(values, what.trainer, what.allowed), False

@@ -6,8 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kohya_gui.counting import Counter
 from kohya_gui.jobs import JobStore
 from kohya_gui.localization import Words
+from kohya_gui.memory import MemoryPlanner
 from kohya_gui.paths import Roots
 from kohya_gui.settings import Remembered, Settings
 from kohya_gui.tensorboard import TensorBoard
@@ -20,6 +22,7 @@ class Services:
     `home` is the folder for the page's own files (saved configurations, thumbnails). `settings` are those of
     config.toml. `start` are values that `start_tab` opens with, if `start_name` names where they come from (the demo);
     `first_tab` is the tab shown first ("" for the first one). `reach` says in one sentence who can open the page.
+    `foretell` says whether plans may ask the trainers in the background, which takes processor time.
     `headless` is accepted for old scripts: the page never opens a dialog on the desktop anyway.
     """
 
@@ -36,6 +39,17 @@ class Services:
     start_name: str = ""
     start_tab: str = "lora"
     first_tab: str = ""
+    foretell: bool = True
+
+    @cached_property
+    def counter(self) -> Counter:
+        """Looks through the pictures for all tabs and sessions."""
+        return Counter()
+
+    @cached_property
+    def memory(self) -> MemoryPlanner | None:
+        """Asks the trainers themselves about runs; None where nobody wants that."""
+        return MemoryPlanner() if self.foretell else None
 
     @cached_property
     def tensorboard(self) -> TensorBoard:

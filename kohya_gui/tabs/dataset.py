@@ -1,6 +1,6 @@
 """The dataset view: folders found, pictures with caption, bucket and crop, and what the text encoder sees of one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -9,17 +9,19 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from kohya_gui import pictures, widgets
-from kohya_gui.dataset_view import FolderView, PictureView
+from kohya_gui import checks, pictures, widgets
+from kohya_gui.dataset_view import DatasetView, FolderView, PictureView
+from kohya_gui.effective import understand
 from kohya_gui.form import Form
 from kohya_gui.localization import Words
 from kohya_gui.services import Services
 from kohya_gui.tabs.message import channel
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.tabs import find_tab
 
 PAGE = 60
 STRIP = 4
-FILTERS = ("all", "no caption", "too small", "odd bucket", "unreadable", "alike")
+FILTERS = ("all", "no caption", "no control picture", "too small", "odd bucket", "unreadable", "alike")
 
 
 @dataclass(frozen=True)
@@ -51,66 +53,72 @@ class DatasetTab:
         self.strip_html = widgets.html("", elem_id=f"{self.tab}-strip", elem_classes=["k-card"])
         return self.strip_html
 
-    def wire(self, form: Form, refresh: gr.Button, script: gr.HTML, quiet: dict[str, Any]) -> None:
-        """Look again whenever the plan does, and answer clicks."""
-        inputs = [self.browsing, *form.inputs]
-        outputs = [self.browsing, self.html, self.strip_html]
-
-        def look(browsing: Browsing, *contents: Any) -> list[Any]:
-            return self._look(browsing, form.collect(contents).values)
+    def wire(self, form: Form, script: gr.HTML, quiet: dict[str, Any]) -> None:
+        """Answer clicks. `look` is called whenever the plan is made."""
 
         def act(event: gr.EventData, browsing: Browsing, *contents: Any) -> list[Any]:
             return self._act(dict(event._data or {}), browsing, form.collect(contents).values)
 
-        refresh.click(look, inputs, outputs, trigger_mode="always_last", **quiet)
-        self.html.click(act, inputs, [script, *outputs], **quiet)
+        self.html.click(act, [self.browsing, *form.inputs], [script, *self.outputs], **quiet)
+
+    @property
+    def outputs(self) -> list[gr.components.Component]:
+        """What `look` writes to."""
+        return [self.browsing, self.html, self.strip_html]
 
     # ------------------------------------------------------------------ looking
 
-    def folders(self, values: Mapping[str, Any]) -> list[FolderView]:
-        """The folders of the training pictures and of the regularisation pictures, inside the allowed folders.
+    def look(
+        self, browsing: Browsing, found: DatasetView | None, values: Mapping[str, Any], *, counting: bool
+    ) -> list[Any]:
+        """What is shown of the pictures; nothing is sent again that the session was sent last.
 
-        Raises:
-            UserError: if a folder is not allowed, missing or empty.
+        Args:
+            browsing: what the session looks at.
+            found: the pictures of the plan.
+            values: the values that the plan was made of.
+            counting: they are still being looked through.
         """
-        found: list[FolderView] = []
-        for key in ("train_data_dir", "reg_data_dir"):
-            folder = values.get(key)
-            if folder:
-                found += pictures.scan(self.services.roots.inside(str(folder)), values)
-        return found
-
-    def _look(self, browsing: Browsing, values: Mapping[str, Any]) -> list[Any]:
-        try:
-            folders, said = self.folders(values), ""
-        except UserError as error:
-            folders, said = [], str(error)
+        folders = found.folders if found else []
+        said = ""
+        if counting:
+            said = self.words("The pictures are being counted.")
+        elif not folders and found and found.problems:
+            said = self.words.said(found.problems[0].message)
         target = drop_target(folders, values)
         frame = f'<div class="k-drop" data-tab="{self.tab}" data-drop="{escape(target)}">'
-        main = f"{frame}{view(folders, browsing, values, said, self.words)}{adding(target, self.words)}</div>"
+        main = f"{frame}{view(folders, browsing, said, self.words)}{adding(target, self.words)}</div>"
         strip = f"{frame}{strip_card(folders, values, self.words)}</div>"
         sent = hash((main, strip))
         if sent == browsing.sent:
             return [gr.skip()] * 3
         return [replace(browsing, sent=sent), main, strip]
 
+    def _pictures(self, values: Mapping[str, Any]) -> tuple[DatasetView, bool, Mapping[str, Any]]:
+        """The pictures of the form's values, whether they are being counted, and the values as the trainer has them."""
+        services = self.services
+        command = find_tab(self.tab).command
+        what = understand(command, values, services.roots, allow_plugins=services.jobs.allow_plugins)
+        return *checks.pictures(what, services.counter), what.seen
+
     def _act(self, asked: Mapping[str, Any], browsing: Browsing, values: Mapping[str, Any]) -> list[Any]:
         action = asked.get("do")
         message: dict[str, Any] = {}
+        found, counting, seen = self._pictures(values)
         if action == "filter" and asked.get("only") in FILTERS:
             browsing = Browsing(only=str(asked["only"]))
         elif action == "more":
             browsing = replace(browsing, most=browsing.most + PAGE)
         elif action == "look":
             try:
-                message = self._one(str(asked.get("file", "")), values)
+                message = self._one(str(asked.get("file", "")), found.folders, seen)
             except UserError as error:
-                gr.Warning(str(error))
-        return [channel(**message), *self._look(browsing, values)]
+                gr.Warning(self.words.said(str(error)))
+        return [channel(**message), *self.look(browsing, found, seen, counting=counting)]
 
-    def _one(self, path: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    def _one(self, path: str, folders: Sequence[FolderView], values: Mapping[str, Any]) -> dict[str, Any]:
         """The dialog about one picture."""
-        for folder in self.folders(values):
+        for folder in folders:
             for picture in folder.pictures:
                 if picture.path == path:
                     html = picture_sheet(picture, folder, values, self.words)
@@ -184,8 +192,8 @@ def _chosen(folders: list[FolderView], only: str) -> list[tuple[PictureView, Fol
 
 def drop_target(folders: list[FolderView], values: Mapping[str, Any]) -> str:
     """The folder that dropped pictures go to: the first one trained on, else the chosen one; "" for none."""
-    trained = next((folder.path for folder in folders if not folder.regularisation), "")
-    return trained or str(values.get("train_data_dir") or "")
+    own = (folder.path for folder in folders if not folder.regularisation and not folder.metadata)
+    return next(own, "") or str(values.get("train_data_dir") or "")
 
 
 def adding(target: str, words: Words) -> str:
@@ -199,7 +207,10 @@ def adding(target: str, words: Words) -> str:
 
 def _filters(folders: list[FolderView], browsing: Browsing, words: Words) -> str:
     buttons = []
+    control = any(folder.control_dir for folder in folders)
     for name in FILTERS:
+        if name == "no control picture" and not control:
+            continue
         count = "" if name == "alike" else f" {len(_chosen(folders, name))}"
         mark = " k-on" if name == browsing.only else ""
         buttons.append(
@@ -208,7 +219,7 @@ def _filters(folders: list[FolderView], browsing: Browsing, words: Words) -> str
     return f'<p class="k-links-line">{" · ".join(buttons)}</p>'
 
 
-def view(folders: list[FolderView], browsing: Browsing, values: Mapping[str, Any], said: str, words: Words) -> str:
+def view(folders: list[FolderView], browsing: Browsing, said: str, words: Words) -> str:
     """Table of folders, filters, and the first pictures of the chosen filter."""
     if not folders:
         text = said or words("Choose a folder of pictures; they are shown here with their captions and crops.")
@@ -228,6 +239,12 @@ def picture_sheet(picture: PictureView, folder: FolderView, values: Mapping[str,
     """One picture large, its sizes, and five draws of its caption."""
     kept = crop_share(picture)
     facts = [words("{size} pixels", size=_size(picture.size))]
+    control = ""
+    if picture.control:
+        address = f"kohya/thumb?path={quote(picture.control)}&amp;size=512"
+        control = f'<div class="k-crop"><img src="{address}" alt="{words("control picture or mask")}"></div>'
+    if picture.aside:
+        facts.append(words("kept for validation"))
     if picture.bucket:
         facts.append(words("trained at {size}", size=_size(picture.bucket)))
     if kept is not None:
@@ -235,10 +252,10 @@ def picture_sheet(picture: PictureView, folder: FolderView, values: Mapping[str,
     try:
         draws = pictures.captions_seen(picture, folder, values)
     except UserError as error:
-        draws = [str(error)]
+        draws = [words.said(str(error))]
     lines = "".join(f"<li>{escape(text) or words('(nothing)')}</li>" for text in draws)
     return (
-        f'<div class="k-one">{_thumb(picture, 512)}</div><p class="k-quiet">{escape(", ".join(facts))}</p>'
+        f'<div class="k-one">{_thumb(picture, 512)}{control}</div><p class="k-quiet">{escape(", ".join(facts))}</p>'
         f"<h3>{words('What the text encoder sees, five times')}</h3><ol>{lines}</ol>"
     )
 

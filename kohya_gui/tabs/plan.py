@@ -11,19 +11,43 @@ from typing import Any
 from kohya_gui.checks import PlanView, Problem
 from kohya_gui.command import Plan
 from kohya_gui.localization import Words
+from kohya_gui.phrases import SIGN
 from sd_scripts.schema.errors import UserError
 
 SAID = ("error", "needed", "warning")
 # a field of the short form that also says what is wrong with one that is not on it
 _ALSO_AT = {"caption_extension": "train_data_dir"}
 MOST_ALIKE = 3
+_LONG = 28  # signs of a value on a button
 
 
 def card(view: PlanView, tab: str, words: Words) -> str:
     """The plan: what trains on what for how long, what is written, and every complaint with the way to its field."""
-    rows = "".join(f"<dt>{escape(words(label))}</dt><dd>{escape(text)}</dd>" for label, text in view.lines)
+    rows = "".join(
+        f"<dt>{escape(_label(label, words))}</dt><dd>{escape(said(text, words))}</dd>" for label, text in view.lines
+    )
     problems = _problems(view.problems, tab, words)
     return f'<h2>{words("Plan")}</h2><dl class="k-plan-lines">{rows}</dl>{problems}'
+
+
+def said(text: str, words: Words) -> str:
+    """A line of the plan in the language of the page: its phrases one by one."""
+    return SIGN.join(words.said(part) for part in text.split(SIGN))
+
+
+def _label(label: str, words: Words) -> str:
+    names = {
+        "Training": words("Training"),
+        "Pictures": words("Pictures"),
+        "First": words("First"),
+        "Length": words("Length"),
+        "Rates": words("Rates"),
+        "Time": words("Time"),
+        "Memory": words("Memory"),
+        "Writes": words("Writes"),
+        "Note": words("Note"),
+    }
+    return names.get(label, label)
 
 
 def _problems(found: Sequence[Problem], tab: str, words: Words) -> str:
@@ -43,20 +67,20 @@ def _problems(found: Sequence[Problem], tab: str, words: Words) -> str:
 
 def _problem(problem: Problem, tab: str, words: Words) -> str:
     severity = problem.severity if problem.severity in SAID else "warning"
-    text = escape(problem.message)
+    text, hint = escape(words.said(problem.message)), escape(words.said(problem.hint))
     if not problem.key:
-        text += f" {escape(problem.hint)}"
+        text += f" {hint}"
         return f'<div class="k-problem k-{severity}" role="alert"><span>{text}</span></div>'
     if problem.fix:
-        said = fix(problem, words)
+        mending = fix(problem, words)
         go = f'<button data-go="{escape(problem.key)}" data-tab="{tab}" title="{words("go to")}">{text}</button>'
         mend = (
-            f'<button class="k-link" data-tab="{tab}" data-set="{escape(json.dumps(said["values"]))}">'
-            f"{escape(said['label'])}</button>"
+            f'<button class="k-link" data-tab="{tab}" data-set="{escape(json.dumps(mending["values"]))}">'
+            f"{escape(mending['label'])}</button>"
         )
         return f'<div class="k-problem k-{severity}"><span>{go}</span><b>{mend}</b></div>'
     return (
-        f'<button class="k-problem k-{severity}" title="{escape(problem.hint)}" '
+        f'<button class="k-problem k-{severity}" title="{hint}" '
         f'data-go="{escape(problem.key)}" data-tab="{tab}">'
         f"<span>{text}</span><b>{words('go to')}</b></button>"
     )
@@ -65,7 +89,15 @@ def _problem(problem: Problem, tab: str, words: Words) -> str:
 def fix(problem: Problem, words: Words) -> dict[str, Any]:
     """The one click that mends a problem: what it is called, and the values it sets."""
     value = next(iter(problem.fix.values()))
-    return {"label": words("Use {value}", value=value), "values": dict(problem.fix)}
+    if value is True:
+        label = words("Switch it on")
+    elif value is None:
+        label = words("Leave it empty")
+    elif isinstance(value, str) and len(value) > _LONG:
+        label = words("Use {value}", value=f"…{value[-_LONG:]}")
+    else:
+        label = words("Use {value}", value=value)
+    return {"label": label, "values": dict(problem.fix)}
 
 
 def sentence(text: str) -> str:
@@ -92,11 +124,26 @@ def verdict(view: PlanView, words: Words) -> str:
 
 
 def command_sheet(plan: Plan, words: Words) -> str:
-    """The exact command line, one option a line, with the environment it gets."""
-    lines = [f"{name}={shlex.quote(value)} \\" for name, value in sorted(plan.env.items())]
+    """The exact command: readable with one option a line, and in one line each for Linux and Windows."""
+    lines = [line for step in plan.before for line in [*_folded(step.argv), "&& \\"]]
+    lines += [f"{name}={shlex.quote(value)} \\" for name, value in sorted(plan.env.items())]
     lines += _folded(plan.argv)
-    notes = "".join(f"<p class='k-quiet'>{escape(note)}</p>" for note in plan.notes)
-    return f'{notes}<pre id="k-command">{escape(chr(10).join(lines))}</pre>{_copy("#k-command", words)}'
+    notes = "".join(f"<p class='k-quiet'>{escape(words.said(note))}</p>" for note in plan.notes)
+    place = words("JOB_FOLDER stands for a folder that holds the TOML as config.toml; every job gets one of its own.")
+    notes += f"<p class='k-quiet'>{place}</p>"
+    shown = f'<pre id="k-command">{escape(chr(10).join(lines))}</pre>{_copy("#k-command", words)}'
+    return notes + shown + _one_line(plan, False, words) + _one_line(plan, True, words)
+
+
+def _one_line(plan: Plan, windows: bool, words: Words) -> str:
+    """The command for one kind of system, with a button that copies it."""
+    title = words("In one line, for Windows (cmd)") if windows else words("In one line, for Linux")
+    name = "k-line-windows" if windows else "k-line-linux"
+    try:
+        line = plan.line(windows)
+    except UserError as error:
+        return f"<h3>{title}</h3><p class='k-quiet'>{escape(words.said(str(error)))}</p>"
+    return f'<h3>{title}</h3><pre id="{name}" class="k-one-line">{escape(line)}</pre>{_copy(f"#{name}", words)}'
 
 
 def _folded(argv: Sequence[str]) -> list[str]:
@@ -139,21 +186,22 @@ def report_sheet(lines: Sequence[Any], words: Words) -> str:
 
 def notes(view: PlanView, infos: Mapping[str, str], words: Words) -> dict[str, dict[str, Any]]:
     """What stands under each field: errors before warnings before plain remarks; an empty field's need quietly."""
-    said: dict[str, dict[str, Any]] = {key: {"say": "info", "text": text} for key, text in infos.items()}
+    made: dict[str, dict[str, Any]] = {key: {"say": "info", "text": text} for key, text in infos.items()}
     for severity in ("warning", "needed", "error"):
         # the first finding of a field is the one that counts, so it is written last
         for problem in reversed(view.problems):
             if problem.key and problem.severity == severity:
-                said[problem.key] = note = _note(problem, words)
+                made[problem.key] = note = _note(problem, words)
                 other = _ALSO_AT.get(problem.key)
-                if other and problem.fix and said.get(other, {}).get("say") in (None, "info"):
-                    said[other] = note
-    return said
+                if other and problem.fix and made.get(other, {}).get("say") in (None, "info"):
+                    made[other] = note
+    return made
 
 
 def _note(problem: Problem, words: Words) -> dict[str, Any]:
     if problem.severity == "needed":
-        return {"say": "needed", "text": f"{words('Needed.')} {problem.hint}".strip()}
+        return {"say": "needed", "text": f"{words('Needed.')} {words.said(problem.hint)}".strip()}
     if problem.fix:
-        return {"say": problem.severity, "text": problem.message, "set": fix(problem, words)}
-    return {"say": problem.severity, "text": f"{problem.message} {problem.hint}".strip()}
+        return {"say": problem.severity, "text": words.said(problem.message), "set": fix(problem, words)}
+    text = f"{words.said(problem.message)} {words.said(problem.hint)}".strip()
+    return {"say": problem.severity, "text": text}

@@ -1,5 +1,9 @@
 """THE training tab: toolbar, form, plan, start. Built once per trainer from a `TabSpec`; nothing in here knows LoRA."""
 
+import hashlib
+import json
+import os
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -7,8 +11,10 @@ from typing import Any
 
 import gradio as gr
 
-from kohya_gui import checks, command, configs, pickers, widgets
+from kohya_gui import checks, command, configs, model_kind, pickers, widgets
 from kohya_gui.checks import PlanView
+from kohya_gui.counting import Counter
+from kohya_gui.forecast import Forecast
 from kohya_gui.form import Collected, Form
 from kohya_gui.layout import Page
 from kohya_gui.layout import complete as complete_layout
@@ -17,7 +23,7 @@ from kohya_gui.services import Services
 from kohya_gui.tabs import plan as plan_view
 from kohya_gui.tabs import session
 from kohya_gui.tabs.config_bar import ConfigBar, FileState, recent_files
-from kohya_gui.tabs.dataset import DatasetTab
+from kohya_gui.tabs.dataset import Browsing, DatasetTab
 from kohya_gui.tabs.message import channel, join_script
 from kohya_gui.tabs.preparation import PreparationTab
 from kohya_gui.tabs.remarks import remarks
@@ -27,6 +33,16 @@ from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.tabs import Tab, tab_fields
 
 VIEWS = ("Basic", "All", "Changed")
+COUNTING_PACE = 1.0  # seconds between two looks while pictures are being counted
+
+
+@dataclass(frozen=True)
+class Looker:
+    """One session that looks at a tab: its name for questions in the background, and a digest of the marks and notes
+    that its page was sent last."""
+
+    who: str = ""
+    sent: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +108,7 @@ class TrainingTab:
         """Make the tab."""
         name = self.spec.name
         self.manner = gr.State(Manner())
+        self.looker = gr.State(Looker())
         with gr.Column(elem_id=f"{name}-tab", elem_classes=["k-tab"]), gr.Row(elem_classes=["k-two"]):
             with gr.Column(elem_classes=["k-left"]):
                 self.bar.build()
@@ -174,10 +191,11 @@ class TrainingTab:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": 4}
         later = f"() => kohya.later('{self.spec.name}')"
         gr.on([part.change for part in form.inputs], None, None, None, js=later, api_visibility="private")
+        shown = [self.plan_html, self.verdict, self.start, self.queue, bar.name_html, self.channel]
         self.refresh.click(
             self._refresh,
-            [bar.file, self.manner, *form.inputs],
-            [self.plan_html, self.verdict, self.start, self.queue, bar.name_html, self.channel, self.manner, self.kept],
+            [bar.file, self.manner, self.looker, self.dataset.browsing, *form.inputs],
+            [*shown, self.manner, self.looker, self.kept, *self.dataset.outputs],
             trigger_mode="always_last",
             **quiet,
         )
@@ -186,7 +204,7 @@ class TrainingTab:
             button.click(
                 partial(self._launch, waits),
                 [bar.file, *form.inputs],
-                [self.channel, self.manner],
+                [self.channel, self.manner, self.looker],
                 trigger_mode="once",
                 **quiet,
             )
@@ -197,7 +215,7 @@ class TrainingTab:
         self.recall.click(self._recall, [self.kept], [self.manner, *bar.outputs(self.channel)], **quiet)
         self.greet.click(partial(bar.preset_update, self.start_file), None, [bar.preset], **quiet)
         bar.wire(self.channel, quiet)
-        self.dataset.wire(form, self.refresh, self.channel, quiet)
+        self.dataset.wire(form, self.channel, quiet)
         if self.preparation:
             self.preparation.wire(form, self.refresh, self.channel, quiet)
 
@@ -211,7 +229,7 @@ class TrainingTab:
         file, contents, manner = found
         return [manner, file, channel(later=True), self.bar.preset_update(file), *self.form.restore(contents)]
 
-    def _look(self, contents: tuple[Any, ...]) -> tuple[Collected, PlanView]:
+    def _look(self, contents: tuple[Any, ...], counter: Counter | None = None) -> tuple[Collected, PlanView]:
         found = self.form.collect(contents)
         services = self.services
         view = checks.plan(
@@ -220,30 +238,63 @@ class TrainingTab:
             services.roots,
             history=services.jobs.speeds,
             allow_plugins=services.jobs.allow_plugins,
+            counter=counter,
         )
         return found, plan_view.with_mistakes(view, found.mistakes)
 
+    def _applicable(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values without those of fields that do not apply to the base model and the other choices."""
+        off = self.form.hidden(model_kind.resolve(values))
+        return {key: value for key, value in values.items() if key not in off}
+
+    def _forecast(self, found: Collected, view: PlanView, who: str) -> Forecast | None:
+        """What the trainer itself says of the run, once nothing else stands in its way; None while it is not asked."""
+        planner = self.services.memory
+        if planner is None:
+            return None
+        model = str(view.values.get("pretrained_model_name_or_path") or "")
+        preparing = view.plan is not None and bool(view.plan.before)
+        if not view.can_start or view.counting or preparing or not os.path.exists(model):
+            planner.cancel(who)
+            return None
+        return planner.ask(self.spec.command, self._applicable(found.values), who)
+
     def _fields_message(self, file: FileState, found: Collected, view: PlanView) -> dict[str, Any]:
-        changed, off = self.form.changed(found.values, file.values), self.form.hidden(found.values)
+        changed = self.form.changed(found.values, file.values)
+        off = self.form.hidden(model_kind.resolve(found.values))
         notes = plan_view.notes(view, remarks(view, found.values, self.words), self.words)
         bad = {key for key, note in notes.items() if note["say"] == "error"}
         return {"changed": changed, "off": off, "notes": notes, **self.form.summary(changed, off, bad)}
 
-    def _refresh(self, file: FileState, manner: Manner, *contents: Any) -> list[Any]:
-        found, view = self._look(contents)
+    def _refresh(
+        self, file: FileState, manner: Manner, looker: Looker, browsing: Browsing, *contents: Any
+    ) -> list[Any]:
+        found, view = self._look(contents, self.services.counter)
+        looker = looker if looker.who else Looker(uuid.uuid4().hex)
+        forecast = self._forecast(found, view, looker.who)
+        view = checks.with_forecast(view, forecast)
         said = found.values | {str(mistake.key): mistake.message for mistake in found.mistakes}
         manner = session.follow(manner, said, self.bar.is_fresh(file))
         view = session.calm(view, manner)
-        ready = not any(problem.severity == "error" for problem in view.problems)
+        ready = gr.update(interactive=not any(problem.severity == "error" for problem in view.problems))
+        fields = self._fields_message(file, found, view)
+        # what the script knows already is not sent again
+        sent = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
+        message: dict[str, Any] = {} if sent == looker.sent else {"fields": fields}
+        again = COUNTING_PACE if view.counting else forecast.pace if forecast else None
+        if again is not None:
+            message["again"] = round(again * 1000)
         return [
             plan_view.card(view, self.spec.name, self.words),
             plan_view.verdict(view, self.words),
-            gr.update(interactive=ready),
-            gr.update(interactive=ready),
+            ready,
+            ready,
             self.bar.name_text(file, found.values),
-            channel(fields=self._fields_message(file, found, view)),
+            channel(**message) if message else gr.skip(),
             manner,
+            Looker(looker.who, sent),
             session.keep(session.digest(self.start_file), file, self.form, contents, manner),
+            *self.dataset.look(browsing, view.dataset, view.values, counting=view.counting),
         ]
 
     def _act(self, event: gr.EventData, file: FileState, *contents: Any) -> list[Any]:
@@ -283,24 +334,24 @@ class TrainingTab:
 
     def _launch(self, waits: bool, file: FileState, *contents: Any) -> list[Any]:
         """Start or queue; from then on empty fields are spoken of plainly."""
-        return [self._make_job(waits, file, contents), Manner(strict=True)]
+        return [self._make_job(waits, file, contents), Manner(strict=True), Looker()]
 
     def _make_job(self, waits: bool, file: FileState, contents: tuple[Any, ...]) -> dict[str, Any]:
         found, view = self._look(contents)
         wrong = [problem for problem in view.problems if problem.severity == "error"]
         message: dict[str, Any] = {"fields": self._fields_message(file, found, view)}
         if wrong:
-            gr.Warning(wrong[0].message)
+            gr.Warning(self.words.said(wrong[0].message))
             first = next((problem.key for problem in wrong if problem.key), None)
             return channel(**message, go=first, later=True)
-        values = self.form.applicable(found.values)
+        values = self._applicable(found.values)
         store = self.services.jobs
         try:
             made = command.build(self.spec.command, values, allow_plugins=store.allow_plugins)
             job = store.create(made, values, str(values.get("output_name") or file.name or self.spec.title))
             started = store.tick()
         except UserError as error:
-            gr.Warning(str(error))
+            gr.Warning(self.words.said(str(error)))
             return channel(**message, go=error.key)
         if waits or job.id not in started:
             gr.Info(
@@ -312,14 +363,14 @@ class TrainingTab:
 
     def _show(self, kind: str, file: FileState, *contents: Any) -> dict[str, Any]:
         found = self.form.collect(contents)
-        values = self.form.applicable(found.values)
+        values = self._applicable(found.values)
         words = self.words
         if kind == "compare":
             return self.bar.compare_sheet(FORM, FILE if file.name else DEFAULTS, file, found.values)
         try:
             made = command.build(self.spec.command, values, allow_plugins=self.services.jobs.allow_plugins)
         except UserError as error:
-            return channel(sheet={"title": words("Not yet"), "html": plan_view.sentence(str(error))})
+            return channel(sheet={"title": words("Not yet"), "html": plan_view.sentence(words.said(str(error)))})
         if kind == "toml":
             return channel(sheet={"title": "TOML", "html": plan_view.toml_sheet(made, words)})
         return channel(sheet={"title": words("Command"), "html": plan_view.command_sheet(made, words)})

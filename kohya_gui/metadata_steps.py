@@ -26,7 +26,9 @@ def metadata_files(values: Mapping[str, Any]) -> tuple[str, str] | None:
     paths = []
     for key in ("caption_metadata_filename", "latent_metadata_filename"):
         name = str(values[key])
-        if _NO_NAME.search(name) or name.strip(". ") != name or not name:
+        # with another ending the list could take a program's place
+        strange = os.path.splitext(name)[1].lower() not in ("", ".json")
+        if _NO_NAME.search(name) or name.strip(". ") != name or not name or strange:
             raise UserError(f"{name!r} is no name for a file.", key, "Give a plain name such as meta.json.")
         paths.append(os.path.join(str(folder), name))
     return paths[0], paths[1]

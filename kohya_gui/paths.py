@@ -9,6 +9,11 @@ from pathlib import Path
 from sd_scripts.schema.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".avif")
+# what the page writes beside pictures; with any other ending a caption could become a program or a setting
+CAPTION_ENDINGS = (
+    ".txt", ".caption", ".captions", ".cap", ".tag", ".tags", ".text", ".prompt", ".desc", ".description", ".label",
+    ".wd14", ".wd", ".blip", ".blip2", ".booru", ".tagger",
+)  # fmt: skip
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _DEVICES = re.compile(r"^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\..*)?$", re.IGNORECASE)
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
@@ -61,6 +66,23 @@ def _refuse_form(text: str) -> None:
 
 def _folded(parts: Sequence[str]) -> tuple[str, ...]:
     return tuple(part.casefold() for part in parts)
+
+
+def caption_ending(text: str, key: str) -> str:
+    """The ending of caption files that the page may write, with its dot.
+
+    Raises:
+        UserError: for any other ending.
+    """
+    plain = text.strip()
+    made = plain if plain.startswith(".") else f".{plain}"
+    if made.lower() not in CAPTION_ENDINGS:
+        raise UserError(
+            f"{text[:100]!r} is no ending of caption files that the page writes.",
+            key,
+            f"Choose one of {', '.join(CAPTION_ENDINGS)}, or run the script in a terminal.",
+        )
+    return made
 
 
 class Roots:

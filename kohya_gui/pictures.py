@@ -18,6 +18,8 @@ from sd_scripts.schema.fields import complete
 from sd_scripts.schema.templates import OBJECT, STYLE, filled
 
 MOST_PIXELS = 120_000_000
+# what the known endings stand for; Pillow goes by the content, and for some other kinds it starts programs
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "AVIF", "TIFF", "GIF")
 MOST_CAPTION = 20_000
 _HASH_BITS, _DISTANCE = 64, 5
 _CACHE_FILES = 20_000
@@ -105,7 +107,7 @@ def open_safely(path: Path | str) -> Image.Image:
         UserError: if it is no picture, damaged, or so large that decoding it could fill the memory.
     """
     try:
-        image = Image.open(path)
+        image = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise UserError(f"{os.path.basename(path)} is far too large to be shown.") from error
     except (OSError, ValueError, SyntaxError) as error:

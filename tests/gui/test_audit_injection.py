@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from gui_bench import Bench
 
-from kohya_gui import checks, command, command_line, configs, launch_args
+from kohya_gui import checks, command, command_line, configs, launch_args, paths, tools
+from kohya_gui.prepare import tags
 from kohya_gui.supervisor import read_json, write_json
 from sd_scripts.networks.plugin import REGISTRY
 from sd_scripts.schema import rules_plugins
@@ -43,12 +44,12 @@ def text_fields() -> list[tuple[str, str]]:
     ]
 
 
-def looked_at(tab: str, values: dict[str, Any], text: str) -> None:
-    """Build the command; the text is whole in one place, or there is an error in a sentence."""
+def looked_at(tab: str, values: dict[str, Any], text: str) -> bool:
+    """Build the command: the text is whole in one place, or there is an error in a sentence (then False)."""
     try:
         plan = command.build(TABS[tab].command, values, job_dir=Path("job"), on_cpu=True)
     except UserError:
-        return
+        return False
     usual = command.build(TABS[tab].command, {}, job_dir=Path("job"), on_cpu=True)
     new = [part for part in plan.argv if part not in usual.argv]
     scripts = [part for part in plan.argv if part.endswith(".py") and "sd_scripts" in part]
@@ -62,6 +63,7 @@ def looked_at(tab: str, values: dict[str, Any], text: str) -> None:
     assert read["job_dir"] == "job"
     line = shlex.split(plan.line(windows=False))
     assert line[-len(plan.argv) :] == plan.argv, "the line to copy runs something else"
+    return True
 
 
 @pytest.mark.parametrize("tab", list(TABS))
@@ -75,8 +77,8 @@ def test_every_text_field_of_a_tab(tab: str) -> None:
 
 @pytest.mark.parametrize("key", ["training_comment", "output_name", "train_data_dir", "main_process_ip", "gpu_ids"])
 def test_every_string_in_fields_of_each_kind(key: str) -> None:
-    for text in STRINGS:
-        looked_at("lora", {key: text, "num_machines": 2, "num_processes": 2}, text)
+    built = [looked_at("lora", {key: text, "num_machines": 2, "num_processes": 2}, text) for text in STRINGS]
+    assert any(built) or key in ("main_process_ip", "gpu_ids")
 
 
 def test_what_begins_like_a_flag_is_no_argument_of_the_launcher() -> None:
@@ -209,3 +211,52 @@ def test_words_reach_a_real_process_through_the_supervisor_as_they_are(bench: Be
 def test_the_line_to_copy_keeps_every_word(text: str) -> None:
     line = command_line.printable(["python", text, "end"], {"NAME": text}, False, [])
     assert shlex.split(line)[-3:] == ["python", text, "end"]
+
+
+@pytest.mark.parametrize(
+    "text", [".py", "sh", ".bat", ".json", ".toml", ".png", "/../x.txt", ".txt/..", "", ".", ".PY "]
+)
+def test_no_caption_is_written_as_a_program(text: str) -> None:
+    with pytest.raises(UserError):
+        paths.caption_ending(text, "caption_ext")
+    for name, tool in tools.TOOLS.items():
+        for key in tools.tool_fields(tool):
+            if text and key in tools._ENDINGS:
+                with pytest.raises(UserError, match="ending"):
+                    tools.build(tool.command, {key: text, tool.folder: "pictures", "images_dir": "x"} | {key: text})
+                assert name
+    if text:
+        with pytest.raises(UserError, match="ending"):
+            tags.ending(text)
+
+
+@pytest.mark.parametrize("name", list(tools.TOOLS))
+def test_every_text_field_of_a_tool(name: str) -> None:
+    tool = tools.TOOLS[name]
+    known = tools.tool_fields(tool)
+    folders = {key: "pictures" for key, option in known.items() if not option.flag}
+    for key, option in known.items():
+        for text in (ALL, "--job_dir=/x", "-c", "$(id)"):
+            if option.type not in TEXT:
+                continue
+            try:
+                plan = tools.build(tool.command, {**folders, key: [text] if option.type != "str" else text})
+            except UserError:
+                continue
+            script, rest = plan.argv[1], plan.argv[2:]
+            assert script == str(command.PROJECT / tool.script) and rest[:2] == ["--job_dir", "JOB_FOLDER"]
+            flags, places = rest[2 : rest.index("--")], rest[rest.index("--") + 1 :]
+            names = [part.removeprefix("--").partition("=")[0] for part in flags if part.startswith("--")]
+            assert len(names) == len(flags) and set(names) <= {*known, *tool.sent}
+            arrived = text in places or f"--{key}={text}" in flags
+            assert len(places) == len(folders) and (arrived or option.when is not None)
+
+
+@pytest.mark.parametrize("name", ["x.py", "../x.json", "a/b.json", ".json", "x.sh", "con\0.json", "x.json\n"])
+def test_the_lists_of_finetune_have_plain_names(name: str) -> None:
+    values = {"train_dir": "t", "train_data_dir": "d", "pretrained_model_name_or_path": "m"}
+    values["caption_metadata_filename"] = name
+    with pytest.raises(UserError):
+        command.build("fine_tune", values)
+    values["caption_metadata_filename"] = "lists.json"
+    assert "lists.json" in repr(command.build("fine_tune", values).before)

@@ -1,12 +1,14 @@
 """What may be brought into a folder of pictures, and that nothing there is ever overwritten."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from kohya_gui import upload
+from kohya_gui import pictures, upload
 from kohya_gui.paths import Roots
 from sd_scripts.schema.errors import UserError
 
@@ -60,3 +62,58 @@ def test_the_limits_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         upload.store(Roots([tmp_path]), str(tmp_path), "a.png", png(11, 10))
     with pytest.raises(UserError, match="outside"):
         upload.store(Roots([tmp_path / "open"]), str(tmp_path / "other"), "a.png", png())
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it is huge."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    made = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")):
+        made += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return made
+
+
+@pytest.mark.parametrize(("width", "height"), [(60_000, 60_000), (2_000_000_000, 1), (12_000, 12_000)])
+def test_a_picture_that_would_fill_the_memory_is_refused_by_its_header(tmp_path: Path, width: int, height: int) -> None:
+    with pytest.raises(UserError, match=r"pixels|not a picture"):
+        upload.store(Roots([tmp_path]), str(tmp_path), "a.png", bomb(width, height))
+    (tmp_path / "b.png").write_bytes(bomb(width, height))
+    with pytest.raises(UserError, match=r"too large|readable"):
+        pictures.thumbnail(tmp_path / "b.png", 64, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_an_animation_is_refused(tmp_path: Path, kind: str) -> None:
+    made = io.BytesIO()
+    frames = [Image.new("RGB", (8, 8), (n, 0, 0)) for n in range(40)]
+    frames[0].save(made, kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match="animation"):
+        upload.store(Roots([tmp_path]), str(tmp_path), f"a.{kind.lower()}", made.getvalue())
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO"])
+def test_another_kind_under_a_pictures_name_is_not_opened(tmp_path: Path, kind: str) -> None:
+    """Pillow goes by the content, and hands EPS to Ghostscript."""
+    made = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(made, kind)
+    with pytest.raises(UserError):
+        upload.store(Roots([tmp_path]), str(tmp_path), "a.png", made.getvalue())
+    (tmp_path / "b.png").write_bytes(made.getvalue())
+    with pytest.raises(UserError, match="readable"):
+        pictures.thumbnail(tmp_path / "b.png", 64, tmp_path / "cache")
+
+
+def test_names_and_numbers_have_their_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="too long"):
+        upload.store(Roots([tmp_path]), str(tmp_path), "ä" * 120 + ".png", png())
+    monkeypatch.setattr(upload, "MOST_FILES", 2)
+    upload.store(Roots([tmp_path]), str(tmp_path), "a.png", png())
+    upload.store(Roots([tmp_path]), str(tmp_path), "b.png", png())
+    with pytest.raises(UserError, match="already holds"):
+        upload.store(Roots([tmp_path]), str(tmp_path), "c.png", png())
+
+
+@pytest.mark.parametrize("folder", ["sd_scripts", "kohya_gui/tabs", "presets/lora"])
+def test_nothing_is_put_among_the_program(folder: str) -> None:
+    with pytest.raises(UserError, match="program itself"):
+        upload.store(Roots([upload.PROJECT]), str(upload.PROJECT / folder), "a.png", png())

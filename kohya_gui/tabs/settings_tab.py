@@ -64,7 +64,7 @@ class SettingsTab:
                 widgets.html(
                     f"<h2>{words('Settings')}</h2><p class='k-quiet'>{escape(kept)} {escape(when)}</p>",
                 )
-                with gr.Row(elem_classes=["k-bar"]):
+                with gr.Row(elem_classes=["k-bar", "k-tools"]):
                     self.theme = gr.Dropdown(
                         [(words("As the browser"), ""), (words("Light"), "light"), (words("Dark"), "dark")],
                         value=now.theme,
@@ -82,8 +82,8 @@ class SettingsTab:
     def _build_defaults(self, now: Settings) -> None:
         words = self.words
         with gr.Column(elem_classes=["k-card"], elem_id="settings-defaults"):
-            widgets.html(f"<h3>{words('First values of fields')}</h3>")
-            with gr.Row(elem_classes=["k-bar"]):
+            widgets.html(f"<h2>{words('First values of fields')}</h2>")
+            with gr.Row(elem_classes=["k-bar", "k-tools"]):
                 self.tab = gr.Dropdown(
                     [(words(tab.title), name) for name, tab in TABS.items()],
                     value="lora",
@@ -104,8 +104,8 @@ class SettingsTab:
         words = self.words
         choices = [(words("Open a configuration"), OPEN), *[(words(text), key) for key, text in _PATH_KINDS.items()]]
         with gr.Column(elem_classes=["k-card"], elem_id="settings-folders"):
-            widgets.html(f"<h3>{words('Where dialogs begin')}</h3>")
-            with gr.Row(elem_classes=["k-bar"]):
+            widgets.html(f"<h2>{words('Where dialogs begin')}</h2>")
+            with gr.Row(elem_classes=["k-bar", "k-tools"]):
                 self.place = gr.Dropdown(
                     choices, value=OPEN, label=words("Dialog of the field"), elem_id="settings-place", min_width=0
                 )
@@ -196,7 +196,7 @@ class SettingsTab:
             "For safety these are changed at the machine only: allowed_paths in the table server of the settings file, "
             "or --allow_folder, --jobs_dir, --config and --allow_plugins, and a new start."
         )
-        return f"<h3>{words('Folders')}</h3><table class='k-table'>{lines}</table><p class='k-quiet'>{escape(how)}</p>"
+        return f"<h2>{words('Folders')}</h2><table class='k-table'>{lines}</table><p class='k-quiet'>{escape(how)}</p>"
 
     # ------------------------------------------------------------------ changing
 

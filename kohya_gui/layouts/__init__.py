@@ -31,12 +31,12 @@ LAYOUTS: dict[str, Layout] = {
     "textual_inversion": Layout(
         textual_inversion.PAGES, textual_inversion.REST_PAGES, shared.SET_BY_PAGE, "Object (SD 1.5)"
     ),
-    "finetune": Layout(finetune.PAGES, finetune.REST_PAGES, shared.SET_BY_PAGE, "Captioned set (SD 1.5, 24 GB)"),
+    "finetune": Layout(finetune.PAGES, finetune.REST_PAGES, shared.SET_BY_PAGE, "Captioned set (SD 1.5)"),
     "controlnet": Layout(
         controlnet.PAGES,
         controlnet.REST_PAGES,
         shared.SET_BY_PAGE,
-        "Edges or another control (SD 1.5, 16 GB)",
+        "Edges or another control (SD 1.5)",
     ),
     "lllite": Layout(lllite.PAGES, lllite.REST_PAGES, shared.SET_BY_PAGE, "Edges or another control (SDXL)"),
 }

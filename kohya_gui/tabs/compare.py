@@ -21,6 +21,7 @@ class Difference:
 
     key: str
     label: str
+    flag: str
     left: str
     right: str
 
@@ -30,7 +31,13 @@ def differences(form: Form, left: Mapping[str, Any], right: Mapping[str, Any]) -
     one, other = form.effective(left), form.effective(right)
     idle = set(form.hidden(one)) & set(form.hidden(other))
     return [
-        Difference(key, form.words(option.label), _text(form, option, one[key]), _text(form, option, other[key]))
+        Difference(
+            key,
+            form.words(option.label),
+            f"--{key}" if option.flag else "",
+            _text(form, option, one[key]),
+            _text(form, option, other[key]),
+        )
         for key, option in form.fields.items()
         if key not in idle and differ(one[key], other[key])
     ]
@@ -93,7 +100,7 @@ def _row(row: Difference, left: Source, right: Source, tab: str, words: Words) -
         f'<td data-side="{escape(source.label)}">{escape(text) or words("empty")}{_take(row, side, source, words)}</td>'
         for side, source, text in (("left", left, row.left), ("right", right, row.right))
     )
-    return f"<tr><td>{go}<small>--{escape(row.key)}</small></td>{cells}</tr>"
+    return f"<tr><td>{go}<small>{escape(row.flag)}</small></td>{cells}</tr>"
 
 
 def _take(row: Difference, side: str, source: Source, words: Words) -> str:

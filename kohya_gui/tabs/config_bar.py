@@ -124,9 +124,9 @@ class ConfigBar:
         count = len(compare.differences(self.form, values, file.values))
         name = file.name or self.words("not saved yet")
         if not count:
-            return f"<span>{escape(name)}</span>"
+            return f'<span title="{escape(name)}">{escape(name)}</span>'
         changes = self.words("1 change") if count == 1 else self.words("{n} changes", n=count)
-        return f'<span class="k-unsaved">{escape(name)}, {changes}</span>'
+        return f'<span class="k-unsaved" title="{escape(name)}">{escape(name)}, {changes}</span>'
 
     def compare_sheet(self, left: str, right: str, file: FileState, values: Values) -> dict[str, Any]:
         """The message that shows two configurations side by side.

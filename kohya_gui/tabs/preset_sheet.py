@@ -1,11 +1,18 @@
 """The dialog of presets: what each is for, and saving, renaming and deleting one's own."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 
 from kohya_gui.configs import Preset
 from kohya_gui.localization import Words
+from kohya_gui.model_kind import FAMILY_NAMES
+from kohya_gui.tabs.sources import family_of
+
+_SHORT = 240
+_MEMORY = re.compile(r"VRAM.*?[.。](\s|$)")
+_SENTENCE = re.compile(r"[.。](\s|$)")
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,23 @@ def sheet(tab: str, own: Mapping[str, Preset], shipped: Mapping[str, Preset], dr
         said = f'<p class="{"k-said" if draft.wrong else "k-quiet"}" role="status">{escape(draft.said)}{offer}</p>'
     rows = "".join(_own(source, preset, draft, words) for source, preset in own.items())
     rows = rows or f'<p class="k-quiet">{words("None yet: fill in the form and save it as a preset.")}</p>'
-    others = "".join(_row(source, words(preset.name), preset, "", words) for source, preset in shipped.items())
     return (
         f'<div data-tab="{tab}">{said}{_save(draft, words)}'
-        f"<h3>{words('Your presets')}</h3>{rows}<h3>{words('Presets of this program')}</h3>{others}</div>"
+        f"<h3>{words('Your presets')}</h3>{rows}{_shipped(shipped, words)}</div>"
     )
+
+
+def _shipped(presets: Mapping[str, Preset], words: Words) -> str:
+    """The program's own, under a heading for each kind of base model."""
+    parts, last = [], None
+    for source, preset in presets.items():
+        family = family_of(preset)
+        if family != last:
+            title = FAMILY_NAMES.get(family) or words("Any base model")
+            parts.append(f"<h3>{words('For {name}', name=title)}</h3>")
+        last = family
+        parts.append(_row(source, words(preset.name), preset, "", words))
+    return "".join(parts)
 
 
 def _save(draft: Draft, words: Words) -> str:
@@ -78,8 +97,19 @@ def _row(source: str, label: str, preset: Preset, more: str, words: Words) -> st
         f'<button class="k-link" data-ask="compare" data-left="form" data-right="{mark}">'
         f"{words('Compare')}</button>{more}"
     )
-    text = f'<p class="k-quiet">{escape(preset.description)}</p>' if preset.description else ""
-    return f'<section class="k-preset-row"><div><b>{escape(label)}</b>{text}</div><div>{acts}</div></section>'
+    said = _description(words(preset.description) if preset.description else "", words)
+    return f'<section class="k-preset-row"><div><b>{escape(label)}</b>{said}</div><div>{acts}</div></section>'
+
+
+def _description(text: str, words: Words) -> str:
+    """What a preset is for; of a long text the goal and the memory at once, the rest on a click."""
+    if len(text) <= _SHORT:
+        return f'<p class="k-quiet">{escape(text)}</p>' if text else ""
+    found = _MEMORY.search(text) or _SENTENCE.search(text)
+    cut = found.end() if found else len(text)
+    more = escape(text[cut:].strip())
+    rest = f'<details class="k-quiet"><summary>{words("More")}</summary>{more}</details>' if more else ""
+    return f'<p class="k-quiet">{escape(text[:cut].strip())}</p>{rest}'
 
 
 def _own(source: str, preset: Preset, draft: Draft, words: Words) -> str:

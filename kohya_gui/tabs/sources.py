@@ -12,6 +12,7 @@ from typing import Any
 from kohya_gui import configs, recent, user_presets
 from kohya_gui.form import Form
 from kohya_gui.job_view import JobView
+from kohya_gui.model_kind import FAMILY_NAMES
 from kohya_gui.services import Services
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.tabs import find_tab
@@ -19,6 +20,7 @@ from sd_scripts.schema.tabs import find_tab
 FORM, FILE, DEFAULTS = "form", "file", "defaults"
 PRESET, OWN, PATH, JOB = "preset:", "own:", "path:", "job:"
 MOST_JOBS = 20
+_FAMILIES = (*FAMILY_NAMES, "")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ class Source:
     values: Mapping[str, Any]
 
 
+def family_of(preset: configs.Preset) -> str:
+    """The kind of base model that a preset is for, a key of FAMILY_NAMES; "" if it does not say."""
+    chosen = str(preset.values.get("model_family", ""))
+    return chosen if chosen in FAMILY_NAMES else ""
+
+
 class Sources:
     """The configurations that one training tab can look at."""
 
@@ -55,7 +63,8 @@ class Sources:
         self.form = form
         self.services = services
         self.words = services.words
-        self.shipped = {PRESET + preset.name: preset for preset in configs.presets(tab)}
+        found = sorted(configs.presets(tab), key=lambda preset: _FAMILIES.index(family_of(preset)))
+        self.shipped = {PRESET + preset.name: preset for preset in found}
 
     def own(self) -> dict[str, configs.Preset]:
         """The person's presets by source name."""

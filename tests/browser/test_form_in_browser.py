@@ -114,7 +114,7 @@ def test_a_preset_keeps_the_places_the_person_typed(visit: Visit) -> None:
     page = visit.page
     page.fill("#lora-output_dir input", "results")
     page.click("#lora-preset input")
-    page.get_by_role("option", name="Style").click()
+    page.get_by_role("option", name="Style (SD 1.5)", exact=True).click()
     expect(page.locator("#lora-file")).to_contain_text("Style")
     expect(page.locator("#lora-output_dir input")).to_have_value("results")
 

@@ -189,9 +189,10 @@ def _settings(name: str, notes: Mapping[str, str], tab: str) -> Found:
     off += ["lr_scheduler_type"] if "ss_lr_scheduler" in told else []
     off += _network_settings(draft)
     read_values(draft)
+    names = ", ".join(draft.values)
+    draft.report.insert(0, ReportLine("renamed", "", f"{len(draft.values)} settings were taken from {name}: {names}."))
     # what was not used must not stay from the form before
     draft.values = {**{key: _unused(draft, key) for key in off if key not in draft.values}, **draft.values}
-    draft.report.insert(0, ReportLine("renamed", "", f"{len(draft.values)} settings were taken from {name}."))
     draft.report += _facts(told)
     draft.report.append(ReportLine("kept", "", f"The file does not tell: {_UNKNOWN}. These stay as they are."))
     return Found(tab, draft.values, draft.report)

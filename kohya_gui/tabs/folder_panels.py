@@ -31,8 +31,7 @@ class FolderPanel:
         self.services = services
         self.words = services.words
         known = {option.key: option for option in section_fields(FolderPreparationOptions)}
-        wide = [key for key in known if known[key].kind == "folder"]
-        self.fields = ToolForm(self.name, known, services, where, wide=wide)
+        self.fields = ToolForm(self.name, known, services, where, wide=("util_training_dir_output",))
 
     def build(self, *, fills_form: bool) -> None:
         """Make the panel; `fills_form`: there is a training form that can take the folders."""
@@ -43,10 +42,15 @@ class FolderPanel:
         with gr.Column(elem_classes=["k-tool"]):
             widgets.html(f'<p class="k-quiet">{said}</p>')
             self.fields.build()
-            self.run, self.dry, self.undo = buttons(self.name, self.words, self.words("Prepare training data"))
-            self.copy = gr.Button(
-                self.words("Copy to the form"), elem_id=f"{self.name}-copy", min_width=0, scale=0, visible=fills_form
-            )
+            row, (self.run, self.dry, self.undo) = buttons(self.name, self.words, self.words("Prepare training data"))
+            with row:
+                self.copy = gr.Button(
+                    self.words("Copy to the form"),
+                    elem_id=f"{self.name}-copy",
+                    min_width=0,
+                    scale=0,
+                    visible=fills_form,
+                )
             self.result = widgets.html("", elem_id=f"{self.name}-result", elem_classes=["k-result-card"])
 
     def wire(self) -> None:
@@ -170,7 +174,7 @@ class BalancePanel:
         with gr.Column(elem_classes=["k-tool"]):
             widgets.html(f'<p class="k-quiet">{said}</p>')
             self.fields.build()
-            self.run, self.dry, self.undo = buttons(self.name, self.words, self.words("Balance dataset"))
+            _, (self.run, self.dry, self.undo) = buttons(self.name, self.words, self.words("Balance dataset"))
             self.result = widgets.html("", elem_id=f"{self.name}-result", elem_classes=["k-result-card"])
 
     def wire(self) -> None:

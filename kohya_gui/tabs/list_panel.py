@@ -34,7 +34,7 @@ class ListPanel:
         )
         with gr.Column(elem_classes=["k-tool"]):
             widgets.html(f'<p class="k-quiet">{said}</p>')
-            self.run, self.dry, self.undo = buttons(self.name, self.words, self.words("Prepare now"))
+            _, (self.run, self.dry, self.undo) = buttons(self.name, self.words, self.words("Prepare now"))
             self.following.build()
 
     def wire(self, form: Form, script: gr.HTML, quiet: dict[str, Any]) -> None:

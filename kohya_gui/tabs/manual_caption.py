@@ -30,7 +30,7 @@ const edit = async (row, more) => {
     quick: root.dataset.quick, ...more, save: auto });
   if (made.text !== undefined) area.value = made.text;
   if (made.boxes !== undefined) row.querySelector('.k-boxes').innerHTML = made.boxes;
-  row.classList.toggle('k-unsaved', !made.saved);
+  row.classList.toggle('k-hand-open', !made.saved);
   row.querySelector('.k-hand-said').textContent = made.said;
 };
 element.addEventListener('change', (event) => {
@@ -40,7 +40,7 @@ element.addEventListener('change', (event) => {
   else if (row) edit(row, {});
 });
 element.addEventListener('click', (event) => {
-  const turns = event.target.closest('[data-do=page]'), left = element.querySelectorAll('.k-unsaved').length;
+  const turns = event.target.closest('[data-do=page]'), left = element.querySelectorAll('.k-hand-open').length;
   const sure = element.querySelector('[data-sure-left]')?.dataset.sureLeft;
   if (turns && left && !confirm(sure)) return;
   if (event.target.closest('[data-save]')) edit(event.target.closest('[data-file]'), { save: true });

@@ -9,6 +9,7 @@ import gradio as gr
 
 from kohya_gui import job_plan, tools, widgets
 from kohya_gui.job_view import JobView
+from kohya_gui.localization import Words
 from kohya_gui.prepare.looks import look
 from kohya_gui.prepare.undo import can_undo, undo_job
 from kohya_gui.services import Services
@@ -20,13 +21,13 @@ from sd_scripts.schema.errors import UserError
 TICK_SECONDS = 1.0
 
 
-def buttons(name: str, words: Any, start: str) -> tuple[gr.Button, gr.Button, gr.Button]:
-    """Start, Dry run, Undo in one row; `start` is the text of the first, already in the page's language."""
-    with gr.Row(elem_classes=["k-start", "k-tool-buttons"]):
+def buttons(name: str, words: Words, start: str) -> tuple[gr.Row, tuple[gr.Button, gr.Button, gr.Button]]:
+    """A row with Start, Dry run and Undo; `start` is the text of the first, already in the page's language."""
+    with gr.Row(elem_classes=["k-start", "k-tool-buttons"]) as row:
         run = gr.Button(start, variant="primary", elem_id=f"{name}-run", min_width=0, scale=0)
         dry = gr.Button(words("Dry run"), elem_id=f"{name}-dry", min_width=0, scale=0)
         undo = gr.Button(words("Undo"), elem_id=f"{name}-undo", min_width=0, scale=0)
-    return run, dry, undo
+    return row, (run, dry, undo)
 
 
 class Following:
@@ -117,7 +118,7 @@ class ToolPanel:
         with gr.Column(elem_classes=["k-card", "k-tool"]):
             widgets.html(f'<p class="k-quiet">{self.words(self.tool.does)}</p>')
             self.fields.build()
-            self.run, self.dry, self.undo = buttons(self.name, self.words, self.words(self.tool.button))
+            _, (self.run, self.dry, self.undo) = buttons(self.name, self.words, self.words(self.tool.button))
             self.following.build()
 
     def wire(self) -> None:
@@ -162,7 +163,7 @@ class ToolPanel:
             return [*self.following.refused(error), self.fields.message(contents, error)]
 
 
-def progress(view: JobView, words: Any) -> str:
+def progress(view: JobView, words: Words) -> str:
     """How far a tool's job is, or what came of it."""
     jobs = f'<button class="k-link" data-top="jobs">{words("Look at the jobs")}</button>'
     if view.state == "waiting":

@@ -11,7 +11,7 @@ from typing import Any
 from kohya_gui import lora_metadata, network_kind, own_format, saved_text
 from kohya_gui.command import without_secrets
 from kohya_gui.draft import Draft, ReportLine
-from kohya_gui.migrate import migrate, read_values
+from kohya_gui.migrate import MOST_UNKNOWN, migrate, read_values
 from kohya_gui.migrate_steps import one_choice
 from kohya_gui.old_keys import families_of, tab_of
 from kohya_gui.saved_text import read_file
@@ -115,9 +115,9 @@ def open_text(text: str, tab: str | None = None, *, otherwise: str = USUAL_TAB) 
         _refuse_strange(raw, own)
         draft = _trainer_toml(raw, own) if content.toml else migrate(raw, own)
         _say_family(draft, raw)
-    for key in content.doubled:
+    for key in content.doubled[:MOST_UNKNOWN]:
         draft.say("repaired", key[:60], f"{key[:60]} is in the file more than once; the last one counts.")
-    for key in content.broken:
+    for key in content.broken[:MOST_UNKNOWN]:
         draft.say("repaired", key[:60], f"{key[:60]} holds signs that no text has; they are question marks now.")
     description = raw.get("description") if own_format.is_ours(raw) else ""
     opened = Opened(

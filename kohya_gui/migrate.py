@@ -20,7 +20,15 @@ from sd_scripts.schema.tabs import TABS, find_tab, tab_aliases, tab_fields
 __all__ = ["Draft", "ReportLine", "is_off", "migrate", "modernise", "read_values"]
 
 MOST_NAMED = 6
+# a file full of strange keys is no news worth reading, and looking for similar names takes time
+MOST_UNKNOWN = 20
 _LARGEST = 2**64
+_MOST_SIGNS = 100_000
+_MOST_ITEMS = 1000
+
+
+# heading of keys that belong to nothing known
+_UNKNOWN = ""
 
 
 def migrate(raw: dict[str, Any], tab: str) -> Draft:
@@ -75,9 +83,14 @@ def read_values(draft: Draft) -> None:
             continue
         draft.values[key] = made
     for name, keys in aside.items():
+        if name == _UNKNOWN:
+            continue
         more = f" and {len(keys) - MOST_NAMED} more" if len(keys) > MOST_NAMED else ""
         names = ", ".join(keys[:MOST_NAMED]) + more
         draft.say("kept", keys[0], f"Settings for {name} have no field here; they stay in the file: {names}.")
+    if len(aside.get(_UNKNOWN, ())) > MOST_UNKNOWN:
+        untold = len(aside[_UNKNOWN]) - MOST_UNKNOWN
+        draft.say("unknown", "", f"{untold} more keys are not known here; they stay in the file.")
     draft.raw = {}
 
 
@@ -89,6 +102,8 @@ def _typed(option: OptionField, value: Any) -> Any:
     """The value in the option's type. Numbers out of range and unknown choices stay, so that the form can mark them."""
     if isinstance(value, dict) or (isinstance(value, list) and not option.type.startswith("list")):
         raise UserError(f"{option.key} holds a list or table where {option.label!r} takes one value.", option.key)
+    if isinstance(value, str | list) and len(value) > (_MOST_SIGNS if isinstance(value, str) else _MOST_ITEMS):
+        raise UserError(f"{option.key} is far too long.", option.key)
     if isinstance(value, int) and abs(value) >= _LARGEST:
         raise UserError(f"{option.key} holds a number that is far too large.", option.key)
     if option.type.startswith("list") and isinstance(value, str):
@@ -118,6 +133,9 @@ def _put_aside(draft: Draft, key: str, value: Any, aside: dict[str, list[str]]) 
     elif (title := _other_tab(key)) != "":
         aside.setdefault(f"the {title} tab", []).append(key)
     else:
+        aside.setdefault(_UNKNOWN, []).append(key)
+        if len(aside[_UNKNOWN]) > MOST_UNKNOWN:
+            return
         hint = nearest(key, draft.known) if len(key) < 100 else ""
         draft.say("unknown", key[:100], f"{key[:100]} is not known here; it stays in the file. {hint}".strip())
 

@@ -13,6 +13,8 @@ from sd_scripts.schema.errors import UserError
 MOST_BYTES = 2_000_000
 MOST_KEYS = 3000
 MOST_DEPTH = 20
+# its reader is slow, and no such file of ours or a trainer comes near
+_MOST_TOML = 300_000
 # a key of many parts takes a TOML reader far longer than its length
 _MOST_DOTS = 200
 _CHOOSE = "Choose a file saved by this page or by kohya_ss."
@@ -103,7 +105,7 @@ def _no_constant(name: str) -> Any:
 def _parse_toml(text: str, json_error: ValueError) -> Any:
     where = f" (line {json_error.lineno})" if isinstance(json_error, json.JSONDecodeError) else ""
     damaged = UserError(f"The file is damaged or no saved form{where}.", hint="Choose another file.")
-    if any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
+    if len(text) > _MOST_TOML or any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
         raise damaged from json_error
     try:
         return tomllib.loads(text)

@@ -244,6 +244,26 @@ def test_hostile_texts_are_one_sentence_at_once(text: str) -> None:
     assert time.monotonic() - started < 2
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {f"learning_rat{number}": 1 for number in range(2900)},
+        {"optimizer_args": "a=1 " * 400_000},
+        {"text_encoder_lr": "1e-4 " * 300_000},
+        {"seed": "9" * 1_900_000, "output_name": "x" * 50_000},
+        {"x": [[[[]]]] * 60_000},
+    ],
+    ids=range(5),
+)
+def test_large_files_open_without_a_long_wait_or_report(raw: dict[str, Any]) -> None:
+    text = json.dumps({"LoRA_type": "Standard", **raw})
+    started = time.monotonic()
+    found = configs.open_text(text)
+    assert time.monotonic() - started < 5
+    assert len(found.report) < 40 and sum(len(line.message) for line in found.report) < 10_000
+    assert found.extras.keys() | found.values.keys() >= raw.keys()
+
+
 def test_a_file_of_50_mb_is_refused_unread(tmp_path: Path) -> None:
     big = tmp_path / "big.json"
     with big.open("wb") as file:

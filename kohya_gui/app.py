@@ -162,8 +162,9 @@ def _build_head(services: Services, jobs: JobsTab) -> None:
         )
         title = words("Language")
         widgets.html(
+            "<h1>Kohya's GUI</h1>"
             f'<select class="k-plain k-language" aria-label="{title}" title="{title}">{names}</select>'
-            f'<button class="k-plain" data-theme="1">{words("Light or dark")}</button>',
+            f'<button class="k-plain" data-theme="1" title="{words("Light or dark")}">{words("Theme")}</button>',
             elem_id="k-manners",
         )
 

@@ -51,7 +51,7 @@
     if (state.sheet) K.sheet(state.sheet.title, state.sheet.html);
     if (state.close) sheet.close();
     if (state.top) K.top(state.top);
-    if (state.go) K.go(tab, state.go);
+    if (state.go) K.go(state.form ?? tab, state.go);
     if (state.send) hand(state.send);
     if (state.browse) K.browse(tab, state.browse, '');
     if (state.later) K.later(tab);

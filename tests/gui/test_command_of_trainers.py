@@ -32,8 +32,8 @@ def test_the_switch_for_sdxl_takes_the_trainer_of_the_same_method() -> None:
     ("name", "said"),
     [
         ("sdxl_train_network", "SDXL · LoRA rank 4"),
-        ("sdxl_train", "SDXL · the whole model"),
-        ("sdxl_train_textual_inversion", "SDXL · Textual Inversion"),
+        ("sdxl_train", "SDXL · whole U-Net"),
+        ("sdxl_train_textual_inversion", "SDXL · new word"),
         ("sdxl_train_control_net_lllite", "SDXL · ControlNet-LLLite rank 4"),
     ],
 )
@@ -50,6 +50,10 @@ def test_the_plan_names_what_a_trainer_trains(tiny_sd1: Path, tiny_sdxl_file: Pa
     said = {name: dict(checks.plan(name, {}).lines)["Training"] for name in COMMANDS}
     assert not [name for name, text in said.items() if "None" in text]
     wrong = checks.plan("sdxl_train", {"pretrained_model_name_or_path": str(tiny_sd1)})
-    assert any(problem.key == "sdxl" and problem.severity == "error" for problem in wrong.problems)
-    missing = checks.plan("train_network", {"pretrained_model_name_or_path": str(tiny_sdxl_file)})
-    assert any(problem.key == "sdxl" and problem.severity == "error" for problem in missing.problems)
+    assert any("trains SDXL only" in problem.message for problem in wrong.problems if problem.severity == "error")
+    seen = checks.plan("train_network", {"pretrained_model_name_or_path": str(tiny_sdxl_file)})
+    assert seen.trainer == "sdxl_train_network", "the model itself says which trainer it needs"
+    assert [problem for problem in seen.problems if problem.key == "model_family"] == []
+    told = {"pretrained_model_name_or_path": str(tiny_sdxl_file), "model_family": "sd1"}
+    contradicted = checks.plan("train_network", told)
+    assert [problem.severity for problem in contradicted.problems if problem.key == "model_family"] == ["error"]

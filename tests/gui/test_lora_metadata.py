@@ -205,7 +205,8 @@ def test_notes_of_any_kind_never_stop_the_file() -> None:
     keys = [f"ss_{key}" for key in ("network_args", "datasets", "dataset_dirs", "resolution", "seed", "optimizer")]
     for value in ("", "[" * 5000, "{}", "[1]", '{"a": {}}', "9" * 5000, "nan", "\x00", "(((", "a=b"):
         found = tell({"ss_network_module": "networks.lora", **dict.fromkeys(keys, value)})
-        command.build("train_network", resolve({k: v for k, v in found.values.items() if k != "optimizer_type"}))
+        values = {key: value for key, value in found.values.items() if key != "optimizer_type"}
+        assert command.build("train_network", resolve(values)).argv, value
 
 
 def test_only_the_header_of_a_large_file_is_read(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from field_values import another
 
 from kohya_gui import command, configs, own_format
 from sd_scripts.schema.errors import UserError
@@ -110,6 +111,14 @@ def test_every_tab_saves_and_opens_its_own_form() -> None:
         values = {"seed": 3, "max_train_steps": None, "model_family": "sdxl"}
         found = configs.open_text(configs.save_text(tab, values, {"mine": 1}), otherwise="dreambooth")
         assert (found.tab, found.values, found.extras) == (tab, values, {"mine": 1})
+
+
+def test_every_field_of_every_tab_is_saved_and_comes_back() -> None:
+    for tab in TABS:
+        values = {key: another(option) for key, option in tab_fields(tab).items()}
+        values = {key: value for key, value in values.items() if value is not None}
+        found = configs.open_text(configs.save_text(tab, values))
+        assert found.values == without_secrets(tab, values) and not found.report and not found.extras, tab
 
 
 def test_keys_that_clash_with_the_files_own_are_kept() -> None:

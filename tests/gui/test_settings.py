@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from field_values import another
 
 from kohya_gui import config_toml
 from kohya_gui.settings import Remembered, Settings, check_default, form_fields, load_settings
@@ -135,30 +136,13 @@ def test_every_field_of_every_tab_can_have_a_default(tmp_path: Path) -> None:
     wanted: dict[str, dict[str, Any]] = {}
     for tab in TABS:
         for key, option in form_fields(tab).items():
-            value = _another(option)
+            value = another(option)
             if option.kind != "secret" and value is not None:
                 wanted.setdefault(tab, {})[key] = value
     config_toml.change(path, lambda content: content.update(defaults=wanted))
     found = load_settings(path)
     assert not found.report and {tab: found.values(tab) for tab in TABS} == wanted
     assert sum(map(len, wanted.values())) > 1000
-
-
-def _another(option: Any) -> Any:
-    """A value of the option's type that is not its default."""
-    if option.choices and not option.type.startswith("list"):
-        return next((choice for choice in option.choices if choice not in (option.default, option.off, None)), None)
-    low = 0 if option.minimum is None else option.minimum
-    high = low + 5 if option.maximum is None else option.maximum
-    return {
-        "bool": not option.default,
-        "int": int(min(low + 3, high)),
-        "int_or_float": int(min(low + 3, high)),
-        "float": float(low + (high - low) / 3),
-        "str": "some text",
-        "list[str]": ["a=1", "b c"],
-        "list[float]": [0.5],
-    }[option.type]
 
 
 def test_dialogs_begin_in_the_folder_that_the_settings_name(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessorPil, BlipProcessor
 
 from sd_scripts.finetune.captioning import model_error
-from sd_scripts.models.weights import PICKLES, read_weights
+from sd_scripts.models.weights import PICKLES, read_pickle, read_weights
 from sd_scripts.schema.errors import UserError
 
 HUB_MODEL = "Salesforce/blip-image-captioning-large"
@@ -121,7 +121,7 @@ def _from_file(path: Path) -> tuple[BlipForConditionalGeneration, BlipProcessor]
 def _weights(path: Path) -> dict[str, Tensor]:
     if path.suffix not in PICKLES:
         return read_weights(path, KEY)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = read_pickle(path, KEY)
     inner = content.get("model", content) if isinstance(content, dict) else {}
     return {name: value for name, value in inner.items() if isinstance(value, Tensor)}
 

@@ -112,6 +112,16 @@ def check_resume(saving: SavingOptions) -> int | None:
     return seed if isinstance(seed, int) else None
 
 
+def refuse_code(deepspeed: bool, trusted: bool) -> None:
+    """DeepSpeed reads states in a way that runs what is in them. Raises UserError unless that was allowed."""
+    if deepspeed and not trusted:
+        raise UserError(
+            "A state that DeepSpeed wrote can hold code, which would run.",
+            "resume",
+            "If it is yours, start with --allow_plugins.",
+        )
+
+
 def _load(run: Run, config: TrainConfig) -> LoadedState | None:
     saving = config.saving
     if not saving.resume:
@@ -121,6 +131,7 @@ def _load(run: Run, config: TrainConfig) -> LoadedState | None:
         if saving.resume_from_huggingface
         else resolve_resume(saving.resume, saving.output_dir, saving.output_name)
     )
+    refuse_code(is_deepspeed(run.accelerator), config.run.allow_plugins)
     parts = state_parts(run.accelerator, run.method, run.created, run.scheduler, run.loader, run.predictor)
     return load_state(
         folder,

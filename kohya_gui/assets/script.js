@@ -36,17 +36,20 @@
     config.page = { '': { layout: tree(page.layout), components: every, dependencies: every } };
   };
   // ---- talking to Python: one channel per tab, handed over by its gr.HTML
-  K.join = (tab, trigger, server) => {
-    const known = tab in K.bridge, kept = localStorage.getItem(`kohya-${tab}`);
-    K.bridge[tab] = { send: (data) => trigger('click', data), server };
-    if (!known) setTimeout(() => $(`#${tab}-${kept ? 'recall' : 'greet'}`)?.click());
-  };
-  K.later = (tab) => after(tab, 500, () => $(`#${tab}-refresh`)?.click()); // half a second after the last change
+  K.join = (tab, trigger, server) => { K.bridge[tab] = { send: (data) => trigger('click', data), server }; };
+  const heard = {}; // tabs that Python has answered: before, the form that this browser kept comes back first
+  K.later = (tab) => after(tab, 500, () => { // half a second after the last change
+    const kept = !heard[tab] && localStorage.getItem(`kohya-${tab}`);
+    $(`#${tab}-${kept ? 'recall' : 'refresh'}`)?.click();
+    if (!heard[tab] && !kept) $(`#${tab}-greet`)?.click();
+    if (kept) after(`${tab}-again`, 5000, () => heard[tab] || K.later(tab));
+  });
   K.again = (tab, time) => after(`${tab} again`, time, () => { // only while somebody looks
     if (document.hidden || !$(`#${tab}-plan`)?.offsetParent) K.again(tab, time); else $(`#${tab}-refresh`)?.click();
   });
   K.receive = (tab, state) => {
-    if (!state) return;
+    if (!state?.t) return;
+    heard[tab] = true;
     if (state.fields) { K.state[tab] = state.fields; paint(tab); }
     if (state.sheet) K.sheet(state.sheet.title, state.sheet.html);
     if (state.close) sheet.close();
@@ -60,6 +63,7 @@
   const hand = async ({ tab, data }) => { // to another tab, which may have to be made first
     K.top(tab);
     for (let tries = 0; tries < 200 && !K.bridge[tab]; tries++) await pause();
+    heard[tab] = true; // what comes now is wanted more than the form of last time
     K.bridge[tab]?.send(data);
   };
   // ---- fields: made when their group comes into view; what stands in all of them is one component's value

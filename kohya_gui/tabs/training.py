@@ -212,7 +212,8 @@ class TrainingTab:
             button.click(partial(self._show, kind), [bar.file, *form.inputs], [self.channel], **quiet)
         # the page's script asks for one of them when the tab is first looked at: the form that its browser kept, or
         # only the presets of today
-        self.recall.click(self._recall, [self.kept], [self.manner, *bar.outputs(self.channel)], **quiet)
+        outputs = [self.manner, *bar.outputs(self.channel)]
+        self.recall.click(self._recall, [self.kept], outputs, trigger_mode="once", **quiet)
         self.greet.click(partial(bar.preset_update, self.start_file), None, [bar.preset], **quiet)
         bar.wire(self.channel, quiet)
         self.dataset.wire(form, self.channel, quiet)
@@ -224,7 +225,7 @@ class TrainingTab:
     def _recall(self, kept: Any) -> list[Any]:
         found = session.recall(session.digest(self.start_file), kept, self.form)
         if found is None:
-            skipped, message, _, *rest = self.bar.unchanged()
+            skipped, message, _, *rest = self.bar.unchanged(channel(later=True))
             return [gr.skip(), skipped, message, self.bar.preset_update(self.start_file), *rest]
         file, contents, manner = found
         return [manner, file, channel(later=True), self.bar.preset_update(file), *self.form.restore(contents)]

@@ -8,7 +8,9 @@ from typing import Any
 
 from kohya_gui.checks import PlanView
 from kohya_gui.form import Form
+from kohya_gui.further import without_secrets
 from kohya_gui.tabs.sources import FileState
+from sd_scripts.schema.tabs import find_tab
 
 # names of keys that may hold something nobody else should read; never kept in a browser
 MOST_SIGNS = 300_000
@@ -62,7 +64,7 @@ def keep(start: str, file: FileState, form: Form, contents: Sequence[Any], manne
         "version": _VERSION,
         "start": start,
         "file": said,
-        "contents": form.kept(contents),
+        "contents": without_secrets(find_tab(form.tab).command, form.kept(contents)),
         "strict": manner.strict,
     }
     return kept if _fits(kept) else None
@@ -76,7 +78,7 @@ def _harmless(form: Form, values: Mapping[str, Any]) -> dict[str, Any]:
     known = form.fields
     return {
         key: value
-        for key, value in values.items()
+        for key, value in without_secrets(find_tab(form.tab).command, values).items()
         if (known[key].kind != "secret" if key in known else not any(word in key.lower() for word in _SECRET_WORDS))
     }
 

@@ -48,15 +48,17 @@ def test_a_touched_field_or_an_opened_file_is_spoken_of_plainly(manner: Manner) 
 
 def test_a_browser_keeps_what_was_typed_but_no_secret(form: Form) -> None:
     typed = {"learning_rate": "fast", "wandb_api_key": "s3cret", "huggingface_token": "s3cret", "enable_bucket": True}
-    contents = [typed]
-    file = FileState("/a/b.json", "b.json", {"seed": 3, "wandb_api_key": "s3cret"}, {"my_token": "s3cret", "x": 1})
+    contents = [typed | {"additional_parameters": "--wandb_api_key s3cret"}]
+    more = {"wandb_api_key": "s3cret", "additional_parameters": "--huggingface_token=s3cret"}
+    file = FileState("/a/b.json", "b.json", {"seed": 3, **more}, {"my_token": "s3cret", "x": 1})
     kept = json.loads(json.dumps(session.keep("start", file, form, contents, Manner(strict=True))))
     assert "s3cret" not in json.dumps(kept)
     found = session.recall("start", kept, form)
     assert found is not None
     state, back, manner = found
-    assert back == {"learning_rate": "fast", "enable_bucket": True} and manner.strict
-    assert (state.path, state.name, state.values, state.extras) == ("/a/b.json", "b.json", {"seed": 3}, {"x": 1})
+    assert back == {"learning_rate": "fast", "enable_bucket": True, "additional_parameters": ""} and manner.strict
+    assert (state.path, state.name, state.extras) == ("/a/b.json", "b.json", {"x": 1})
+    assert state.values == {"seed": 3, "additional_parameters": ""}
 
 
 @pytest.mark.parametrize(

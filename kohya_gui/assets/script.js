@@ -76,7 +76,7 @@
     holders[tab] = props;
     K.values[tab] = patch ? { ...K.values[tab], ...patch } : given;
     if (patch) props.value = K.values[tab];
-    all(`#${tab}-form .k-field`).forEach((element) => show(tab, element));
+    all(`#${tab}-form .k-field[id^="${tab}-"]`).forEach((element) => show(tab, element));
   };
   const show = (tab, element) => {
     const { k: key } = element.dataset, input = $('.k-in', element);
@@ -175,7 +175,7 @@
     all(`#${tab}-form .k-grid`).forEach((grid) => paintMore(tab, grid));
   };
   const paint = (tab) => {
-    all(`#${tab}-form .k-field`).forEach((element) => paintField(tab, element, element.dataset.k));
+    all(`#${tab}-form .k-field[id^="${tab}-"]`).forEach((element) => paintField(tab, element, element.dataset.k));
     mark(tab);
   };
   const NEW = '.k-form:not([data-view]), .k-group:not([data-k]), .k-language:not([data-k])';

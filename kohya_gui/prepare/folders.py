@@ -263,4 +263,12 @@ def undo(target: Path) -> Change:
         raise UserError(f"The folder {target} does not exist.", "util_training_dir_output")
     journal = Journal(target)
     with journal.locked():
+        last = journal.last()
+        gone = [place for _, place in last.phases[-1] if not place.is_dir()] if last else []
+        if gone:
+            raise UserError(
+                f"{gone[0]} is no longer there.",
+                "util_training_dir_output",
+                "It was renamed or removed since, perhaps by balancing: undo that first.",
+            )
         return journal.undo()

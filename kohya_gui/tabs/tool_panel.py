@@ -130,13 +130,13 @@ class ToolPanel:
         self.dry.click(self._dry, inputs, said, trigger_mode="always_last", **QUIET)
         self.following.wire(self.undo)
 
-    def outputs(self) -> list[Any]:
-        """What `opened` fills."""
-        return [self.fields.channel, *self.fields.form.inputs]
+    def opened(self, values: Mapping[str, Any]) -> list[Any]:
+        """The updates of the form's `inputs` that show a job's values."""
+        return self.fields.form.fill({**tools.start_values(self.tool), **values})
 
-    def opened(self, values: Mapping[str, Any], message: dict[str, Any]) -> list[Any]:
-        """The updates that show a job's values in the form."""
-        return [message, *self.fields.form.fill({**tools.start_values(self.tool), **values})]
+    def left(self) -> list[Any]:
+        """The updates that leave the form as it is."""
+        return self.fields.form.patch({})
 
     # ------------------------------------------------------------------ what happens
 

@@ -1,6 +1,5 @@
 """The Utilities tab: captioning, grouping and preparation. Every tool is a record of `tools.TOOLS`."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,8 +101,8 @@ class UtilitiesTab:
         self.manual.wire()
         self.folders.wire()
         self.balance.wire()
-        outputs = [part for panel in self.panels.values() for part in panel.outputs()]
-        self.channel.click(self._act, None, outputs, **QUIET)
+        inputs = [part for panel in self.panels.values() for part in panel.fields.form.inputs]
+        self.channel.click(self._act, None, [self.channel, *inputs], **QUIET)
 
     # ------------------------------------------------------------------ what happens
 
@@ -114,15 +113,13 @@ class UtilitiesTab:
         if asked.get("do") == "open_job":
             try:
                 chosen, values = self._job(str(asked.get("job", "")))
-                message = channel(later=True, go=str(asked.get("go") or self.panels[chosen].tool.keys[0]))
+                # the form's own channel may not be made yet: its sub-tab opens by going there
+                panel = self.panels[chosen]
+                message = channel(form=panel.name, go=str(asked.get("go") or panel.tool.keys[0]))
             except UserError as error:
                 gr.Warning(self.words.said(str(error)))
-        return [
-            item for name, panel in self.panels.items() for item in self._update(panel, name == chosen, values, message)
-        ]
-
-    def _update(self, panel: ToolPanel, chosen: bool, values: Mapping[str, Any], message: dict[str, Any]) -> list[Any]:
-        return panel.opened(values, message) if chosen else [gr.skip()] * len(panel.outputs())
+        updates = [panel.opened(values) if name == chosen else panel.left() for name, panel in self.panels.items()]
+        return [message, *(item for part in updates for item in part)]
 
     def _job(self, job: str) -> tuple[str, dict[str, Any]]:
         """The tool and the values of a job; one that still waits leaves the queue, so that it does not run twice."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kohya_gui.paths import Roots
-from kohya_gui.prepare import folders
+from kohya_gui.prepare import balance, folders
 from kohya_gui.prepare.journal import PLACE, Journal
 from sd_scripts.schema.errors import UserError
 
@@ -97,6 +97,16 @@ def test_work_done_in_a_prepared_folder_is_not_lost_by_undo(home: Path) -> None:
     aside = Path(change.facts["aside"])
     assert (aside / "img" / "10_ohwx cat" / "rocket.txt").read_text() == "a rocket, by hand"
     assert not (home / "train" / "img").exists()
+
+
+def test_undo_says_when_a_folder_was_renamed_since(home: Path) -> None:
+    folders.prepare(asked(home), Roots([home]))
+    balance.balance(home / "train" / "img", 100, False)
+    with pytest.raises(UserError, match="no longer there"):
+        folders.undo(home / "train")
+    balance.undo(home / "train" / "img")
+    folders.undo(home / "train")
+    assert not (home / "train").exists()
 
 
 def test_regularisation_pictures_get_their_own_folder(home: Path) -> None:

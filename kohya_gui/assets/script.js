@@ -42,7 +42,7 @@
     const kept = !heard[tab] && localStorage.getItem(`kohya-${tab}`);
     $(`#${tab}-${kept ? 'recall' : 'refresh'}`)?.click();
     if (!heard[tab] && !kept) $(`#${tab}-greet`)?.click();
-    if (kept) after(`${tab}-again`, 5000, () => heard[tab] || K.later(tab));
+    if (!heard[tab]) after(`${tab}-again`, 4000, () => heard[tab] || K.later(tab)); // Gradio was not ready yet
   });
   K.again = (tab, time) => after(`${tab} again`, time, () => { // only while somebody looks
     if (document.hidden || !$(`#${tab}-plan`)?.offsetParent) K.again(tab, time); else $(`#${tab}-refresh`)?.click();

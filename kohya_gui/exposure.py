@@ -75,6 +75,9 @@ def decide(listen: str, share: bool, username: str, password: str) -> Exposure:
         UserError: if only one of name and password was given.
     """
     listen = listen.strip() or "127.0.0.1"
+    if ":" in listen and not listen.startswith("["):
+        # the web server takes addresses of IPv6 in brackets only
+        listen = f"[{listen}]"
     if bool(username) != bool(password):
         missing = "--password" if username else "--username"
         raise UserError("A login needs a name and a password.", key="username", hint=f"Give {missing} too.")

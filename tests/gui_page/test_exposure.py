@@ -35,6 +35,12 @@ def test_open_to_others_makes_a_password_where_none_was_given(listen: str, share
     assert "password" in first.sentence(Words({}))
 
 
+def test_addresses_of_ipv6_are_taken_with_and_without_brackets() -> None:
+    assert decide("::", False, "", "").listen == decide("[::]", False, "", "").listen == "[::]"
+    assert decide("::1", False, "", "").local and not decide("fe80::1", False, "", "").local
+    assert "over the network" in decide("::", False, "", "").sentence(Words({}))
+
+
 def test_a_given_login_is_used() -> None:
     made = decide("0.0.0.0", share=False, username="ann", password="secret")
     assert made.auth == ("ann", "secret") and not made.generated

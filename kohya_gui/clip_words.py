@@ -30,7 +30,7 @@ def is_token(word: str) -> bool:
 
 def is_word(word: str) -> bool:
     """Whether this is an ordinary word that the text encoder knows as a whole."""
-    return f"{word.lower()}{_END}" in _tokens()
+    return is_token(word.lower()) if len(word) == 1 else f"{word.lower()}{_END}" in _tokens()
 
 
 def count_tokens(text: str) -> int:

@@ -118,8 +118,7 @@ def state_size(values: Mapping[str, Any], version: str, method: str = "network")
     name = "8bit" if values.get("use_8bit_adam") else "lion" if values.get("use_lion_optimizer") else name
     kept = 2 if values.get("full_fp16") or values.get("full_bf16") else 4
     moments = next((size for sign, size in _MOMENTS if sign in name), 2 * kept)
-    whole = found.written if method == "full" else found.learned
-    return whole * kept + found.learned * moments
+    return found.learned * (kept + moments)
 
 
 @dataclass(frozen=True)

@@ -1,48 +1,17 @@
 """The plan and its complaints: each names its field; everything at once; fast for many pictures."""
 
-import json
-import struct
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from plan_kit import SD1, SDXL, png, safetensors
 
 from kohya_gui import checks, estimate, findings
 from kohya_gui.paths import Roots
 from kohya_gui.speeds import SpeedHistory
 from sd_scripts.schema.fields import fields
-
-
-def png(path: Path, width: int = 64, height: int = 64) -> None:
-    """The start of a PNG file: enough for its size, much faster than a picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII5sI", 13, b"IHDR", width, height, b"\x08\x02\0\0\0", 0)
-                     + struct.pack(">I4s", 0, b"IDAT") + bytes(8))  # fmt: skip
-
-
-def safetensors(path: Path, **shapes: list[int]) -> Path:
-    """A safetensors file that has these tensors' names and shapes and no weights."""
-    table = {name: {"dtype": "F16", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
-    header = json.dumps(table).encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header)
-    return path
-
-
-SD1 = {
-    "model.diffusion_model.x": [1],
-    "cond_stage_model.transformer.x": [1],
-    "model.diffusion_model.attn2.to_k.weight": [320, 768],
-}
-
-SDXL = {
-    "model.diffusion_model.label_emb.0.0.weight": [1280, 2816],
-    "model.diffusion_model.attn2.to_k.weight": [640, 2048],
-    "conditioner.embedders.0.transformer.x": [1],
-    "conditioner.embedders.1.model.x": [1],
-    "first_stage_model.x": [1],
-}
 
 BASE = "pretrained_model_name_or_path"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kohya_gui import network_kind
+from kohya_gui import lora_shapes, network_kind
 from kohya_gui.draft import Draft, ReportLine
 from kohya_gui.migrate import read_values
 from sd_scripts.schema.errors import UserError
@@ -147,13 +147,26 @@ def tell(header: Header) -> Found:
             line = ReportLine("kept", "pretrained_model_name_or_path", f"{header.name} is a base model, no LoRA.")
             return Found(report=[line], is_base_model=True)
     told = _told(header)
-    if not told:
+    guessed = {key: text for key, text in lora_shapes.of_model_card(header.notes).items() if key not in told}
+    if is_lora:
+        guessed |= {key: text for key, text in lora_shapes.of_tensors(header.shapes).items() if key not in told}
+    if "ss_datasets" in told:
+        guessed.pop("ss_resolution", None)
+    if "ss_network_module" in told:
+        # with other arguments these are another network's
+        guessed.pop("ss_network_args", None)
+    if not told and not is_lora:
         raise UserError(
             f"{header.name} does not tell how it was trained (it has no ss_ entries).", hint="Choose another LoRA."
         )
     tab = "lora" if is_lora or "ss_network_module" in told else ""
-    found = _settings(header.name, told, tab)
-    return replace(found, values={**found.values, **_parts(header)}) if is_lora else found
+    found = _settings(header.name, told | guessed, tab)
+    if not is_lora:
+        return found
+    if not told:
+        text = f"{header.name} holds no notes of its training: only what its tensors tell was taken."
+        found.report.insert(0, ReportLine("kept", "", text))
+    return replace(found, values={**found.values, **_parts(header)})
 
 
 def _parts(header: Header) -> dict[str, bool]:

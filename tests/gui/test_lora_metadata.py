@@ -149,6 +149,32 @@ def test_other_trainers_files(notes: dict[str, str], values: dict[str, Any]) -> 
     assert {key: tell(notes).values.get(key, "missing") for key in values} == values
 
 
+@pytest.mark.parametrize(
+    ("shapes", "values"),
+    [
+        ({"lora_unet_a.lora_down.weight": [16, 320]}, {"LoRA_type": "Standard", "network_dim": 16}),
+        (
+            {"lora_unet_a.lora_down.weight": [16, 320], "lora_unet_b.lora_down.weight": [8, 320, 3, 3]},
+            {"LoRA_type": "Kohya LoCon", "network_dim": 16, "conv_dim": 8},
+        ),
+        (
+            {"lora_unet_a.hada_w1_a": [320, 4], "lora_unet_a.hada_w1_b": [4, 320]},
+            {"LoRA_type": "LyCORIS/LoHa", "network_dim": 4},
+        ),
+        ({"lora_unet_a.lora_down.weight": []}, {"LoRA_type": "Standard", "network_dim": "missing"}),
+    ],
+    ids=range(4),
+)
+def test_without_notes_the_tensors_and_the_model_card_tell(
+    shapes: dict[str, list[int]], values: dict[str, Any]
+) -> None:
+    card = {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora", "modelspec.resolution": "1024x768"}
+    found = tell(card, shapes)
+    expected = {**values, "model_family": "sdxl", "resolution": "1024,768"}
+    assert {key: found.values.get(key, "missing") for key in expected} == expected
+    assert "no notes" in found.report[0].message
+
+
 def test_only_the_unet_is_seen_in_the_tensors() -> None:
     assert tell({"ss_seed": "1"}, {"lora_unet_a.lora_up.weight": [1, 1]}).values["network_train_unet_only"] is True
 
@@ -185,9 +211,9 @@ def test_another_tab_takes_what_it_knows() -> None:
         struct.pack("<Q", 200_000) + b"[" * 200_000,
         head([1]),
         head("text"),
-        head({"ss_x": 1, "other": "2"}),
+        head({"ss_x": 1, "other": "2"}, {"weight": [1]}),
         head({}, {"lora_down": ["x"]}),  # type: ignore[list-item]
-        head({"__metadata__": {}}),
+        head({"__metadata__": {}}, {"weight": [1]}),
         b"<html>a page that says the file is gone</html>",
     ],
     ids=range(14),

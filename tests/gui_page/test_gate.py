@@ -14,7 +14,9 @@ import pytest
 from kohya_gui import app, gate, localization, settings
 from kohya_gui.exposure import Exposure
 from kohya_gui.jobs import JobStore
+from kohya_gui.lean import LeanBlocks
 from kohya_gui.paths import Roots
+from kohya_gui.sent import PageScript
 from kohya_gui.services import Services
 
 LOGIN = {"username": "ann", "password": "right"}
@@ -29,6 +31,7 @@ OURS = {
     "/logout", "/config", "/config/", "/gradio_api/heartbeat/{session_hash}", "/gradio_api/queue/data",
     "/gradio_api/queue/join", "/gradio_api/component_server", "/gradio_api/component_server/", "/gradio_api/cancel",
     "/gradio_api/reset", "/gradio_api/reset/", "/kohya/file", "/kohya/thumb", "/kohya/log", "/kohya/upload",
+    "/kohya/page.js",
     "/kohya/tensorboard/{path}",
 }  # fmt: skip
 # streams that never end: asked for without the login only
@@ -50,10 +53,11 @@ class Running:
             home=folder / "open",
             remembered=settings.Remembered(jobs.root / ".page.json"),
         )
-        with gr.Blocks(analytics_enabled=False) as blocks:
+        with LeanBlocks(analytics_enabled=False) as blocks:
             box = gr.Textbox(value=f"{folder} pretrained_model_name_or_path")
             box.change(str.upper, box, box, api_visibility="private")
-        self.page = app.App(blocks, services, head=f"<script>const home = '{folder}'</script>")
+        script = PageScript(lambda language: f"const home = '{folder}'", services.words)
+        self.page = app.App(blocks, services, script)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

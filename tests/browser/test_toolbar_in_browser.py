@@ -1,4 +1,4 @@
-"""The toolbar in a real Chromium: presets of one's own, two configurations side by side, dropped files, the keyboard."""
+"""The toolbar in a real Chromium: presets of one's own, two configurations side by side, dropped files, keyboard."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import Served, Visit
+from .conftest import Served, Visit
 
 DROP = """([bytes, name]) => {
   const data = new DataTransfer();

@@ -221,7 +221,7 @@ def _embedding(header: Header, vectors: tuple[int, ...]) -> Found:
         wide = {768: "sd1", 1024: "sd2"}.get(vectors[1])
         family = "sdxl" if "clip_g" in header.shapes else wide
         values |= {"model_family": family} if family and "model_family" not in values else {}
-    line = ReportLine("kept", "", f"{header.name} is an embedding of {vectors[0] if vectors else 0} vectors.")
+    line = ReportLine("kept", "", f"{header.name} is an embedding; its vectors: {vectors[0] if vectors else 0}.")
     return Found("textual_inversion", values, [line, *found.report])
 
 
@@ -335,7 +335,7 @@ def _facts(told: Mapping[str, str]) -> list[ReportLine]:
     for what, label in (("sd_model", "base model"), ("vae", "VAE")):
         name, digest = told.get(f"ss_{what}_name", ""), told.get(f"ss_{what}_hash") or told.get(f"ss_new_{what}_hash")
         if name:
-            known = f" with the hash {digest[:16]}" if digest else ""
+            known = f" with the hash {digest[:16]}" if digest and re.fullmatch("[0-9a-f]{8,64}", digest) else ""
             lines.append(ReportLine("kept", "", f"The {label} was called {name[:100]}{known}."))
     folders = _json(told.get("ss_dataset_dirs"))
     if isinstance(folders, dict) and folders:
@@ -347,8 +347,8 @@ def _facts(told: Mapping[str, str]) -> list[ReportLine]:
         lines.append(ReportLine("kept", "", f"It was trained on {', '.join(shown)}."))
     epochs, batches = told.get("ss_num_epochs"), told.get("ss_total_batch_size")
     if epochs:
-        at_once = f", {batches} pictures a step over all devices" if batches else ""
-        lines.append(ReportLine("kept", "", f"It ran for {epochs[:20]} epochs{at_once[:60]}."))
+        at_once = f"; pictures a step over all devices: {batches[:20]}" if batches else ""
+        lines.append(ReportLine("kept", "", f"Epochs it ran for: {epochs[:20]}{at_once}."))
     return lines
 
 

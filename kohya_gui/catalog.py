@@ -12,10 +12,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kohya_gui.job_view import PHASES, STATES
 from kohya_gui.layout import Page
 from kohya_gui.layouts import LAYOUTS
-from sd_scripts.schema.option import OptionField
+from kohya_gui.model_kind import FAMILY_NAMES
+from kohya_gui.tools import SHELVES, TOOLS, tool_fields
+from sd_scripts.schema.option import OptionField, section_fields
 from sd_scripts.schema.tabs import TABS, tab_fields
+from sd_scripts.schema.tools_preparation import BalancingOptions, FolderPreparationOptions, ManualCaptionOptions
 
 PROJECT = Path(__file__).resolve().parent.parent
 # what these say appears in a terminal or in a file, never on the page
@@ -40,10 +44,37 @@ def _all() -> Iterator[tuple[str, str]]:
         yield "tab", tab.title
         yield from _of_options(tab_fields(name).values())
         yield from _of_pages(LAYOUTS[name].pages)
+    yield from _of_tools()
+    yield from _of_presets()
     for folder in ("kohya_gui", "sd_scripts/schema"):
         for path in sorted((PROJECT / folder).rglob("*.py")):
             if path.name not in _OFF_THE_PAGE:
                 yield from _of_code(path)
+
+
+def _of_presets() -> Iterator[tuple[str, str]]:
+    """Names and descriptions of the presets, and the kinds of base model they are listed under."""
+    for name in FAMILY_NAMES.values():
+        yield "preset", name
+    for path in sorted((PROJECT / "presets").glob("*/*.json")):
+        yield "preset", path.stem
+        yield "preset", str(json.loads(path.read_text(encoding="utf-8")).get("description", ""))
+
+
+def _of_tools() -> Iterator[tuple[str, str]]:
+    for tool in TOOLS.values():
+        yield "tool", tool.title
+        yield "tool", tool.does
+        yield "tool", tool.button
+        yield from _of_options(tool_fields(tool).values())
+    for section in (FolderPreparationOptions, BalancingOptions, ManualCaptionOptions):
+        yield from _of_options(section_fields(section))
+    for shelf in SHELVES:
+        yield "page", shelf.title
+    for phase in PHASES.values():
+        yield "phase", phase
+    for state in STATES:
+        yield "state", state
 
 
 def _of_options(options: Iterable[OptionField]) -> Iterator[tuple[str, str]]:

@@ -67,7 +67,7 @@ def _shipped(presets: Mapping[str, Preset], words: Words) -> str:
     for source, preset in presets.items():
         family = family_of(preset)
         if family != last:
-            title = FAMILY_NAMES.get(family) or words("Any base model")
+            title = words(FAMILY_NAMES[family]) if family else words("Any base model")
             parts.append(f"<h3>{words('For {name}', name=title)}</h3>")
         last = family
         parts.append(_row(source, words(preset.name), preset, "", words))

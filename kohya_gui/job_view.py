@@ -15,7 +15,7 @@ OVER = ("done", "stopped", "failed", "interrupted")
 PROJECT = Path(__file__).resolve().parent.parent
 REQUESTS_FILE = "asked.json"
 
-_PHASES = {
+PHASES = {
     "load model": "loading the model",
     "scan pictures": "looking through the pictures",
     "cache latents": "caching pictures",
@@ -193,7 +193,7 @@ def view_of(folder: Path, spec: dict[str, Any], log: JobLog, position: int | Non
         folder=folder,
         created=_number(spec.get("created")) or 0.0,
         gpu_set=str(spec.get("gpu_set", "all")),
-        phase=_PHASES.get(name, name) if running else "",
+        phase=PHASES.get(name, name) if running else "",
         phase_done=phase.get("done") if running and isinstance(phase.get("done"), int) else None,
         phase_of=phase.get("of") if running and isinstance(phase.get("of"), int) else None,
         step=int(_number(last.get("step")) or 0),

@@ -3,6 +3,7 @@
 A new tool on the page is one more record in `TOOLS`.
 """
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ from sd_scripts.schema.tools_captions import (
 )
 
 PREFIX = "tool:"
+_HUB_NAME = re.compile(r"^[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*\Z", re.ASCII)
 _ENDINGS = ("caption_ext", "caption_extension", "caption_extention", "extension")
 _TAGGERS = tuple(
     f"SmilingWolf/{name}"
@@ -142,8 +144,9 @@ TOOLS: dict[str, Tool] = {
             TaggerOptions,
             ("train_data_dir", "caption_extension", "caption_separator", "undesired_tags", "prefix", "postfix",
              "overwrite", "append_tags", "remove_underscore", "recursive", "debug", "frequency_tags", "repo_id",
-             "force_download", "general_threshold", "character_threshold", "batch_size", "max_data_loader_n_workers",
-             "model_dir"),
+             "force_download", "general_threshold", "character_threshold", "always_first_tags", "tag_replacement",
+             "character_tag_expand", "character_tags_first", "use_rating_tags", "use_rating_tags_as_last_tag",
+             "batch_size", "max_data_loader_n_workers", "model_dir"),
             "train_data_dir",
             "Caption images",
             gpu=True,
@@ -178,6 +181,27 @@ TOOLS: dict[str, Tool] = {
         ),
     )
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """One sub-tab with tools side by side on sub-tabs of its own, or a single one; `manual`: captions by hand, too."""
+
+    name: str
+    title: str
+    tools: tuple[str, ...]
+    manual: bool = False
+
+
+SHELVES = (
+    Shelf(
+        "captioning",
+        "Captioning",
+        ("basic_caption", "blip_caption", "blip2_caption", "git_caption", "wd14_caption"),
+        manual=True,
+    ),
+    Shelf("group", "Group images", ("group_images",)),
+)
 
 
 def is_tool(command: str) -> bool:
@@ -223,6 +247,8 @@ def resolved(tool: Tool, values: Mapping[str, Any], roots: Roots) -> dict[str, A
     made = dict(values)
     for key, option in tool_fields(tool).items():
         value = made.get(key)
+        if key == "repo_id" and value and not _is_hub_name(str(value)):
+            raise UserError(f"{value!r} is no name on the Hugging Face Hub.", key, "Write it as owner/name.")
         if option.kind not in ("file", "folder", "model"):
             continue
         if value in (None, ""):
@@ -239,8 +265,7 @@ def resolved(tool: Tool, values: Mapping[str, Any], roots: Roots) -> dict[str, A
 
 
 def _is_hub_name(text: str) -> bool:
-    parts = text.split("/")
-    return len(parts) == 2 and all(part and not part.startswith((".", "~")) for part in parts) and "\\" not in text
+    return bool(_HUB_NAME.match(text))
 
 
 def build(command: str, values: Mapping[str, Any], *, job_dir: Path | None = None) -> Plan:

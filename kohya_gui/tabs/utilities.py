@@ -1,6 +1,5 @@
 """The Utilities tab: captioning, grouping and preparation. Every tool is a record of `tools.TOOLS`."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -12,30 +11,10 @@ from kohya_gui.tabs.manual_caption import ManualPanel
 from kohya_gui.tabs.message import channel, join_script
 from kohya_gui.tabs.tool_form import QUIET, Where
 from kohya_gui.tabs.tool_panel import ToolPanel
+from kohya_gui.tools import SHELVES, Shelf
 from sd_scripts.schema.errors import UserError
 
 TOP = "utilities"
-
-
-@dataclass(frozen=True)
-class Shelf:
-    """One sub-tab with tools side by side on sub-tabs of its own, or a single one; `manual`: captions by hand, too."""
-
-    name: str
-    title: str
-    tools: tuple[str, ...]
-    manual: bool = False
-
-
-SHELVES = (
-    Shelf(
-        "captioning",
-        "Captioning",
-        ("basic_caption", "blip_caption", "blip2_caption", "git_caption", "wd14_caption"),
-        manual=True,
-    ),
-    Shelf("group", "Group images", ("group_images",)),
-)
 
 
 class UtilitiesTab:

@@ -18,7 +18,7 @@ def work(options: TaggerOptions) -> None:
     import numpy as np
 
     from sd_scripts.finetune.captioning import pictures_to_describe, read_ahead, say_result
-    from sd_scripts.finetune.tagger import Choice, Tagger, find_files, joined, prepare
+    from sd_scripts.finetune.tagger import Arrangement, Choice, Tagger, find_files, joined, prepare, replacements
     from sd_scripts.tools.files import beside, read_text, write_caption
 
     extension = options.caption_extention or options.caption_extension
@@ -32,6 +32,13 @@ def work(options: TaggerOptions) -> None:
         options.thresh if options.character_threshold is None else options.character_threshold,
         frozenset(tag.strip() for tag in options.undesired_tags.split(mark)),
         options.remove_underscore,
+        Arrangement(
+            "last" if options.use_rating_tags_as_last_tag else "first" if options.use_rating_tags else "",
+            options.character_tags_first,
+            options.character_tag_expand,
+            tuple(tag.strip() for tag in options.always_first_tags.split(mark) if tag.strip()),
+            replacements(options.tag_replacement),
+        ),
     )
     counts: Counter[str] = Counter()
     if todo:

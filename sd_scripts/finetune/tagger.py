@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,19 @@ import numpy as np
 from sd_scripts.schema.errors import UserError
 
 MODEL, TAGS = "model.onnx", "selected_tags.csv"
-GENERAL, CHARACTER = "0", "4"
+GENERAL, CHARACTER, RATING = "0", "4", "9"
 _WHITE = 255
 _SHORT = 3  # tags up to this length are faces such as >_<
 
 
 @dataclass(frozen=True)
 class TagList:
-    """Names of tags, and the places of the two kinds among the network's outputs."""
+    """Names of tags, and the places of the kinds among the network's outputs."""
 
     names: tuple[str, ...]
     general: tuple[int, ...]
     characters: tuple[int, ...]
+    ratings: tuple[int, ...] = ()
 
 
 def read_tags(path: Path) -> TagList:
@@ -41,6 +43,7 @@ def read_tags(path: Path) -> TagList:
         names,
         tuple(place for place, kind in enumerate(kinds) if kind == GENERAL),
         tuple(place for place, kind in enumerate(kinds) if kind == CHARACTER),
+        tuple(place for place, kind in enumerate(kinds) if kind == RATING),
     )
 
 
@@ -134,6 +137,25 @@ class Tagger:
         return found
 
 
+_EXPANDED = re.compile(r"^(?P<name>.+?)[ _]\((?P<series>[^()]+)\)$")
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How the tags of a picture are put together.
+
+    rating: where the likeliest rating stands, "first", "last" or "" for nowhere. expand: a character's tag with a
+    series in brackets becomes two tags. first: tags that go to the front if they were found. instead: tag -> what is
+    written for it.
+    """
+
+    rating: str = ""
+    characters_first: bool = False
+    expand: bool = False
+    first: tuple[str, ...] = ()
+    instead: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Choice:
     """Which tags are written, and how."""
@@ -142,13 +164,51 @@ class Choice:
     character: float
     undesired: frozenset[str]
     blanks: bool
+    arrangement: Arrangement = Arrangement()
 
     def tags(self, certainties: np.ndarray, known: TagList) -> list[str]:
-        """Tags of one picture: the general ones in the list's order, then names of characters."""
-        chosen = [place for place in known.general if certainties[place] >= self.general]
-        chosen += [place for place in known.characters if certainties[place] >= self.character]
-        names = [spelled(known.names[place], self.blanks) for place in chosen]
-        return [name for name in names if name not in self.undesired]
+        """Tags of one picture: the general ones in the list's order, then names of characters, or as arranged."""
+        how = self.arrangement
+        general = self._named([place for place in known.general if certainties[place] >= self.general], known)
+        characters = self._named([place for place in known.characters if certainties[place] >= self.character], known)
+        if how.expand:
+            characters = [part for name in characters for part in expanded(name)]
+        names = [*characters, *general] if how.characters_first else [*general, *characters]
+        if how.rating and known.ratings:
+            rating = self._named([max(known.ratings, key=lambda place: float(certainties[place]))], known)
+            names = [*rating, *names] if how.rating == "first" else [*names, *rating]
+        names = [how.instead.get(name, name) for name in names]
+        ahead = [name for name in how.first if name in names]
+        # a series stands once, however many of its characters were found
+        return list(dict.fromkeys(name for name in [*ahead, *names] if name and name not in self.undesired))
+
+    def _named(self, places: Sequence[int], known: TagList) -> list[str]:
+        return [spelled(known.names[place], self.blanks) for place in places]
+
+
+def expanded(name: str) -> list[str]:
+    """A character's name and its series as two tags: `alice (wonderland)` becomes `alice` and `wonderland`."""
+    found = _EXPANDED.match(name)
+    return [found["name"], found["series"]] if found else [name]
+
+
+def replacements(text: str) -> dict[str, str]:
+    """Tags and what is written for them, from `old,new;old,new`; a backslash before , or ; makes it a part of a tag.
+
+    Raises:
+        UserError: a pair that is none.
+    """
+    pairs = {}
+    for part in re.split(r"(?<!\\);", text):
+        if not part.strip():
+            continue
+        sides = [re.sub(r"\\([,;])", r"\1", side).strip() for side in re.split(r"(?<!\\),", part)]
+        if len(sides) != 2 or not sides[0]:
+            raise UserError(
+                f"{part.strip()!r} does not say which tag becomes which.", "tag_replacement", "Write old,new;old,new."
+            )
+        pairs[sides[0]] = sides[1]
+    return pairs
 
 
 def spelled(name: str, blanks: bool) -> str:

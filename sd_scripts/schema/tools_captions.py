@@ -187,6 +187,18 @@ class TaggerOptions:
         "Add new tags behind those that the file has, instead of leaving the file out.",
         label="Append tags",
     )
+    always_first_tags: str = option(
+        "", "Tags that go to the front where they are found, separated by commas, in this order."
+    )
+    tag_replacement: str = option(
+        "", "Tags to write in place of others, as old,new;old,new. A backslash makes , or ; a part of a tag."
+    )
+    character_tag_expand: bool = option(
+        False, "Write a character's tag with a series in brackets as two tags: the name and the series."
+    )
+    character_tags_first: bool = option(False, "Write names of characters in front of general tags.")
+    use_rating_tags: bool = option(False, "Write the likeliest rating of the picture in front of all tags.")
+    use_rating_tags_as_last_tag: bool = option(False, "Write the likeliest rating of the picture behind all tags.")
     caption_separator: str = option(", ", "What stands between two tags.")
     prefix: str = option("", _PREFIX, label="Prefix")
     postfix: str = option("", _POSTFIX, label="Postfix")

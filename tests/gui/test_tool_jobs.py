@@ -225,6 +225,9 @@ def test_paths_are_confined_and_hub_names_are_not(tmp_path: Path) -> None:
     roots = Roots([tmp_path])
     made = tools.resolved(tool, {"train_data_dir": "in", "model_id": "microsoft/git-base"}, roots)
     assert made == {"train_data_dir": str(tmp_path / "in"), "model_id": "microsoft/git-base"}
+    for name in ("..", "../x", "a/b/c", "a\\b/c", ".a/b"):
+        with pytest.raises(UserError, match="no name on"):
+            tools.resolved(tools.TOOLS["wd14_caption"], {"train_data_dir": "in", "repo_id": name}, roots)
     for wrong in ({"train_data_dir": "/etc"}, {"train_data_dir": "in", "model_id": "../up"}, {"train_data_dir": ""}):
         with pytest.raises(UserError) as refused:
             tools.resolved(tool, wrong, roots)

@@ -24,7 +24,8 @@ from transformers import (
     GitProcessor,
 )
 
-from sd_scripts.finetune import make_captions, make_captions_by_git
+from sd_scripts.events import read_events
+from sd_scripts.finetune import make_captions, make_captions_by_blip2, make_captions_by_git
 from sd_scripts.finetune.blip import renamed
 from sd_scripts.finetune.make_captions_by_git import without_writing
 from sd_scripts.tools import blip2 as blip2_tool
@@ -216,6 +217,25 @@ def test_blip2_describes_folders(pictures: Path, blip2: Path, script: Run) -> No
     assert "1 captions written, 4 were there already" in done.stdout
     assert (below / "猫 1.txt").read_text(encoding="utf-8").startswith("photo of a grey cat")
     assert (pictures / "猫.txt").read_text(encoding="utf-8").startswith("1girl")
+
+
+def test_blip2_writes_captions_by_search_and_by_chance(pictures: Path, blip2: Path, tmp_path: Path) -> None:
+    argv = [str(pictures), "--model_id", str(blip2), "--caption_extension", ".b2", "--overwrite", "--batch_size", "3"]
+    argv += ["--min_new_tokens", "3", "--max_new_tokens", "6"]
+    job = tmp_path / "a job"
+    words = ["--num_beams", "2", "--prefix", "ohwx,", "--postfix", ", best", "--job_dir", str(job)]
+    assert make_captions_by_blip2.main([*argv, *words]) == 0
+    found = texts(pictures, ".b2")
+    assert len(found) == 4 and all(text.startswith("ohwx,") and text.endswith(", best\n") for text in found.values())
+    events, _ = read_events(job / "events.jsonl")
+    assert [event["kind"] for event in events if event["kind"] != "phase"] == ["start", *["save"] * 4, "end"]
+    assert events[-1]["status"] == "done" and events[-1]["reason"] == "4 captions written"
+    drawn = []
+    for seed in ("1", "1", "2"):
+        assert make_captions_by_blip2.main([*argv, "--do_sample", "--seed", seed]) == 0
+        drawn.append(texts(pictures, ".b2"))
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert make_captions_by_blip2.main([*argv, "--min_new_tokens", "9"]) == 2
 
 
 def test_blip2_answers_in_the_order_of_a_prompt() -> None:

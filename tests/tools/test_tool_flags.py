@@ -29,6 +29,17 @@ OURS = {
     "overwrite": set(SMALL),
     "keywords": {"tools/cleanup_captions.py"},
     "model_id": {"tools/blip2-for-sd/main.py"},
+    **dict.fromkeys(
+        (
+            "always_first_tags",
+            "tag_replacement",
+            "character_tag_expand",
+            "character_tags_first",
+            "use_rating_tags",
+            "use_rating_tags_as_last_tag",
+        ),
+        {"finetune/tag_images_by_wd14_tagger.py"},
+    ),
     "prefix": CAPTIONERS,
     "postfix": CAPTIONERS,
 }

@@ -12,7 +12,7 @@ from PIL import Image
 from script_kit import Run
 
 from sd_scripts.finetune import tag_images_by_wd14_tagger as tagging
-from sd_scripts.finetune.tagger import Choice, TagList, joined, prepare, read_tags
+from sd_scripts.finetune.tagger import Choice, TagList, joined, prepare, read_tags, replacements
 
 ROWS = (
     "tag_id,name,category,count\n1,safe,9,1\n2,red_picture,0,1\n3,miss_blue,4,1\n4,>_<,0,1\n5,green_picture,0,1\n"
@@ -71,6 +71,26 @@ def test_thresholds_undesired_tags_and_adding(colours: Path, model: Path, capsys
     assert "1 were there already" in capsys.readouterr().out
 
 
+def test_tags_are_arranged(colours: Path, model: Path) -> None:
+    (model / "some_one" / "selected_tags.csv").write_text(ROWS.replace("miss_blue", "miss_blue_(sea)"))
+    argv = [str(colours), "--model_dir", str(model), "--repo_id", "some/one", "--remove_underscore", "--overwrite"]
+    argv += ["--character_tag_expand", "--character_tags_first", "--use_rating_tags", "--prefix", "ohwx,"]
+    assert tagging.main([*argv, "--tag_replacement", "red picture,crimson;>_<,"]) == 0
+    assert tags(colours) == {
+        "red": "ohwx, safe, crimson\n",
+        "blue": "ohwx, safe, miss blue, sea\n",
+        "yellow": "ohwx, safe, crimson, green picture\n",
+        "none": "ohwx, safe\n",
+    }
+    assert tagging.main([*argv[:-3], "--use_rating_tags_as_last_tag", "--always_first_tags", "green picture, >_<"]) == 0
+    assert tags(colours)["yellow"] == "green picture, >_<, red picture, safe\n"
+    assert tagging.main([*argv, "--tag_replacement", "just one"]) == 2
+
+
+def test_replacements_may_hold_the_signs_that_separate() -> None:
+    assert replacements(r"a\,b,c;d,e\;f;") == {"a,b": "c", "d": "e;f"}
+
+
 def test_a_network_of_another_kind(colours: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = [str(colours), "--model_dir", str(model), "--repo_id", "some/one"]
     table = model / "some_one" / "selected_tags.csv"
@@ -117,7 +137,7 @@ def test_the_list_of_tags_and_the_choice(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(ROWS)
     known = read_tags(tmp_path / "t.csv")
     assert known == TagList(
-        ("safe", "red_picture", "miss_blue", ">_<", "green_picture", "dark, very_dark"), (1, 3, 4, 5), (2,)
+        ("safe", "red_picture", "miss_blue", ">_<", "green_picture", "dark, very_dark"), (1, 3, 4, 5), (2,), (0,)
     )
     sure = np.array([1, 0.4, 0.6, 0.4, 0.3, 0.9])
     assert Choice(0.35, 0.5, frozenset(), True).tags(sure, known) == [

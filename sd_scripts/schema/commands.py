@@ -123,6 +123,7 @@ _EMBEDDING: Mapping[str, Mapping[str, Any]] = {
 }
 _CONTROL: Mapping[str, Mapping[str, Any]] = {
     "save_model_as": _SMALL_FORMATS,
+    "train_data_dir": {"help": "Folder with the pictures, which lie in it directly, each with its caption file."},
     "conditioning_data_dir": {
         "help": "Folder with one control picture (edges, depth, a pose ...) of the same name for each picture.",
         "label": "Control pictures",

@@ -32,6 +32,9 @@ class Tab:
         return (self.command, *(command for _, command in self.variants))
 
 
+# control pictures lie beside pictures, which no list of pictures knows about
+_NO_LISTS = frozenset(("in_json", "dataset_repeats"))
+
 TABS: dict[str, Tab] = {
     tab.name: tab
     for tab in (
@@ -45,13 +48,13 @@ TABS: dict[str, Tab] = {
             frozenset(("use_object_template", "use_style_template")),
         ),
         Tab("finetune", "Finetune", "fine_tune", (("sdxl", "sdxl_train"),)),
-        Tab("controlnet", "ControlNet", "train_controlnet"),
+        Tab("controlnet", "ControlNet", "train_controlnet", set_elsewhere=_NO_LISTS),
         Tab(
             "lllite",
             "ControlNet-LLLite",
             "sdxl_train_control_net_lllite",
             # SDXL, the only family there, reads no weights in captions
-            set_elsewhere=frozenset(("weighted_captions",)),
+            set_elsewhere=_NO_LISTS | {"weighted_captions"},
         ),
     )
 }

@@ -126,5 +126,7 @@ def smaller(values: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
 
 
 def _gb(size: int) -> str:
-    """Gigabytes as makers of memory count them."""
+    """Gigabytes as makers of memory count them; what is there is never called nothing."""
+    if 0 < size < 2**30 // 10:
+        return "0.1"
     return f"{size / 2**30:.1f}".removesuffix(".0") if size < 100 * 2**30 else f"{size / 2**30:.0f}"

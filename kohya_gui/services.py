@@ -1,5 +1,6 @@
 """What every tab gets: the folders it may touch, the jobs, the words, the settings of this start."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +14,9 @@ from kohya_gui.memory import MemoryPlanner
 from kohya_gui.paths import Roots
 from kohya_gui.settings import Remembered, Settings
 from kohya_gui.tensorboard import TensorBoard
+
+FORETELL = "KOHYA_GUI_FORETELL"
+"""Environment variable: "off" keeps the page from asking trainers about runs in the background."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Services:
     start_name: str = ""
     start_tab: str = "lora"
     first_tab: str = ""
-    foretell: bool = True
+    foretell: bool = field(default_factory=lambda: os.environ.get(FORETELL) != "off")
 
     @cached_property
     def counter(self) -> Counter:

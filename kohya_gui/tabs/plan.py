@@ -24,15 +24,15 @@ _LONG = 28  # signs of a value on a button
 def card(view: PlanView, tab: str, words: Words) -> str:
     """The plan: what trains on what for how long, what is written, and every complaint with the way to its field."""
     rows = "".join(
-        f"<dt>{escape(_label(label, words))}</dt><dd>{escape(said(text, words))}</dd>" for label, text in view.lines
+        f"<dt>{escape(_label(label, words))}</dt><dd>{_said(text, words)}</dd>" for label, text in view.lines
     )
     problems = _problems(view.problems, tab, words)
     return f'<h2>{words("Plan")}</h2><dl class="k-plan-lines">{rows}</dl>{problems}'
 
 
-def said(text: str, words: Words) -> str:
-    """A line of the plan in the language of the page: its phrases one by one."""
-    return SIGN.join(words.said(part) for part in text.split(SIGN))
+def _said(text: str, words: Words) -> str:
+    """A line of the plan in the language of the page: its phrases one by one, each kept together where it fits."""
+    return SIGN.join(f"<span>{escape(words.said(part))}</span>" for part in text.split(SIGN))
 
 
 def _label(label: str, words: Words) -> str:

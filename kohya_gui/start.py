@@ -130,7 +130,11 @@ def serve(options: argparse.Namespace) -> int:
     name = options.username or (exposure.NAME if secret and not options.password else "")
     open_to = exposure.decide(options.listen, share, name, secret)
     store = JobStore(home / "jobs", allow_plugins=options.allow_plugins)
-    folders = [*_usual_folders(home), *options.allow_folder, *map(Path, chosen.allowed_paths)]
+    folders = [
+        *_usual_folders(home),
+        *options.allow_folder,
+        *(Path(name).expanduser() for name in chosen.allowed_paths),
+    ]
     values: dict[str, Any] = {}
     start_name, first = "", ""
     if options.demo:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from field_values import another
 
-from kohya_gui import config_toml
+from kohya_gui import config_toml, start
 from kohya_gui.settings import Remembered, Settings, check_default, form_fields, load_settings
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.tabs import TABS
@@ -152,3 +152,14 @@ def test_dialogs_begin_in_the_folder_that_the_settings_name(tmp_path: Path) -> N
     assert (memory.last_folder("vae"), memory.last_folder("logging_dir")) == ("/vae", "/states")
     memory.use_folder("vae", "/newer")
     assert memory.last_folder("vae") == "/newer"
+
+
+def test_a_named_settings_file_must_be_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start.main(["--config", str(tmp_path / "none.toml"), "--jobs_dir", str(tmp_path)]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    (tmp_path / "broken.toml").write_text("[x")
+    assert start.main(["--config", str(tmp_path / "broken.toml"), "--jobs_dir", str(tmp_path)]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    (tmp_path / "config.toml").write_text("[basic]\nsed = 1\n")
+    assert start._settings(None, tmp_path).path == tmp_path / "config.toml"
+    assert "Did you mean seed" in capsys.readouterr().err

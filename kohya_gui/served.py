@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
+import anyio
 import anyio.to_thread
 import httpx
 from starlette.background import BackgroundTask
@@ -27,6 +28,7 @@ _HEADERS = {
     "Cache-Control": "private, no-cache",
 }
 THUMB_SIZES = (64, 512)
+UPLOADS_AT_ONCE = 4
 # what is passed on to TensorBoard and back: no cookie of the page, no cookie of its own
 _BOARD_SENDS = ("accept", "content-type")
 _BOARD_ANSWERS = ("content-type", "content-disposition", "content-security-policy", "cache-control", "expires")
@@ -86,10 +88,16 @@ def _log(jobs: JobStore, request: Request) -> Response:
     return PlainTextResponse(text, headers=headers)
 
 
-async def _upload(roots: Roots, request: Request) -> Response:
-    """One file as the whole body of the request; folder and name stand in the address."""
+async def _upload(roots: Roots, turns: anyio.Semaphore, request: Request) -> Response:
+    """One file as the whole body of the request; folder and name stand in the address. Few at once, as each is held in
+    memory until it is checked."""
     if not signed_in(request.app, request.cookies):
         return PlainTextResponse("Log in first.", 401)
+    async with turns:
+        return await _take(roots, request)
+
+
+async def _take(roots: Roots, request: Request) -> Response:
     content = bytearray()
     async for part in request.stream():
         content += part
@@ -143,5 +151,6 @@ def routes(roots: Roots, jobs: JobStore, tensorboard: TensorBoard | None = None)
         "/kohya/log": partial(_log, jobs),
     }
     reads = [Route(path, partial(_answer, work), methods=["GET"]) for path, work in works.items()]
+    upload_one = partial(_upload, roots, anyio.Semaphore(UPLOADS_AT_ONCE))
     board = Route("/kohya/tensorboard/{path:path}", partial(_board, tensorboard), methods=["GET", "POST"])
-    return [*reads, board, Route("/kohya/upload", partial(_upload, roots), methods=["PUT"])]
+    return [*reads, board, Route("/kohya/upload", upload_one, methods=["PUT"])]

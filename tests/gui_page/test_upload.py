@@ -3,12 +3,16 @@
 import io
 import struct
 import zlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
+import httpx
 import pytest
 from PIL import Image
 
-from kohya_gui import pictures, upload
+from kohya_gui import pictures, served, upload
+from kohya_gui.jobs import JobStore
 from kohya_gui.paths import Roots
 from sd_scripts.schema.errors import UserError
 
@@ -117,3 +121,32 @@ def test_names_and_numbers_have_their_limits(tmp_path: Path, monkeypatch: pytest
 def test_nothing_is_put_among_the_program(folder: str) -> None:
     with pytest.raises(UserError, match="program itself"):
         upload.store(Roots([upload.PROJECT]), str(upload.PROJECT / folder), "a.png", png())
+
+
+def test_only_a_few_uploads_are_in_memory_at_once(tmp_path: Path) -> None:
+    from starlette.applications import Starlette
+
+    app = Starlette(routes=served.routes(Roots([tmp_path]), JobStore(tmp_path / "jobs")))
+    app.auth = app.auth_dependency = None  # type: ignore[attr-defined]
+    now = most = 0
+
+    async def send(client: httpx.AsyncClient, number: int) -> None:
+        async def body() -> AsyncIterator[bytes]:
+            nonlocal now, most
+            now += 1
+            most = max(most, now)
+            await anyio.sleep(0.02)
+            yield b"a cat"
+            now -= 1
+
+        query = {"folder": str(tmp_path / "p"), "name": f"{number}.txt"}
+        answer = await client.put("http://x/kohya/upload", params=query, content=body())
+        assert answer.json() == {"written": f"{number}.txt"}
+
+    async def all_at_once() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client, anyio.create_task_group() as group:
+            for number in range(12):
+                group.start_soon(send, client, number)
+
+    anyio.run(all_at_once)
+    assert most == served.UPLOADS_AT_ONCE and len(list((tmp_path / "p").iterdir())) == 12

@@ -83,11 +83,25 @@ def tiny_sd2_file(shared_root: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_sdxl(shared_root: Path) -> Path:
-    """A small Stable Diffusion XL model as a diffusers folder."""
+def deep_sdxl(shared_root: Path) -> Path:
+    """A small Stable Diffusion XL model as a diffusers folder, with as many layers as the large one."""
     from sd_scripts.models.tiny import save_tiny
 
     return made_once(shared_root, "tiny sdxl", lambda path: save_tiny(path, "sdxl"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(deep_sdxl: Path) -> Path:
+    """The model of SDXL that an area's tests use; some areas take `shallow_sdxl` instead."""
+    return deep_sdxl
+
+
+@pytest.fixture(scope="session")
+def shallow_sdxl(shared_root: Path) -> Path:
+    """A Stable Diffusion XL model with few equal layers in a row, for what their number has no part in: quicker."""
+    from sd_scripts.models.tiny import save_tiny
+
+    return made_once(shared_root, "shallow sdxl", lambda path: save_tiny(path, "sdxl", shallow=True))
 
 
 @pytest.fixture(scope="session")

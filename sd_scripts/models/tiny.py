@@ -22,13 +22,22 @@ VAE_WIDTHS = [32, 64, 96, 96]
 TEXT_WIDTHS = {"sd1": [64], "sd2": [96], "sdxl": [32, 64]}
 HEAD_WIDTH = 64  # as in the full-size models, so that narrow levels have one head
 SIZE_WIDTH = 6 * 256  # SDXL's six sizes, embedded
+# What a shallow model keeps of rows of equal layers: of SDXL's 1, 2 and 10 transformer blocks and the 32 layers of its
+# second text encoder, and of the others' two residual blocks a level. (Versions 1 and 2 are told by their text layers.)
+SHALLOW = {
+    "sdxl": {"unet": {"transformer_layers_per_block": [1, 1, 2]}, "text_encoder_2": {"num_hidden_layers": 3}},
+    "sd1": {"unet": {"layers_per_block": 1}},
+    "sd2": {"unet": {"layers_per_block": 1}},
+}
 
 
-def tiny_config(version: str) -> dict[str, dict[str, Any]]:
+def tiny_config(version: str, shallow: bool = False) -> dict[str, dict[str, Any]]:
     """The configurations of the small model, in the spelling of the shipped full-size ones.
 
     Args:
         version: "sd1", "sd2" or "sdxl".
+        shallow: of rows of equal layers only the first few, for what their number has no part in. Such a model can be
+            a folder only: of a single file the layers are known beforehand.
     """
     config = model_config(version)
     widths = TEXT_WIDTHS[version]
@@ -39,6 +48,8 @@ def tiny_config(version: str) -> dict[str, dict[str, Any]]:
     if version == "sdxl":
         config["unet"]["projection_class_embeddings_input_dim"] = widths[1] + SIZE_WIDTH
     config["vae"] |= {"block_out_channels": VAE_WIDTHS, "sample_size": 128}
+    for name, fewer in SHALLOW[version].items() if shallow else ():
+        config[name] |= fewer
     for name, width in zip(("text_encoder", "text_encoder_2"), widths, strict=False):
         config[name] |= {
             "hidden_size": width,
@@ -49,12 +60,12 @@ def tiny_config(version: str) -> dict[str, dict[str, Any]]:
     return config
 
 
-def build_tiny(version: str, seed: int = 0, prediction_type: str = "epsilon") -> LoadedModel:
-    """A small model of `version` ("sd1", "sd2", "sdxl") with weights that depend on `seed` only.
+def build_tiny(version: str, seed: int = 0, prediction_type: str = "epsilon", shallow: bool = False) -> LoadedModel:
+    """A small model of `version` ("sd1", "sd2", "sdxl") with weights that depend on `seed` (and `shallow`) only.
 
     The global random state is left as it was.
     """
-    config = tiny_config(version)
+    config = tiny_config(version, shallow)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = make_unet(config["unet"])
@@ -71,10 +82,12 @@ def build_tiny(version: str, seed: int = 0, prediction_type: str = "epsilon") ->
     )
 
 
-def save_tiny(folder: Path, version: str, seed: int = 0, prediction_type: str = "epsilon") -> Path:
+def save_tiny(
+    folder: Path, version: str, seed: int = 0, prediction_type: str = "epsilon", shallow: bool = False
+) -> Path:
     """Write the small model as a diffusers folder and return the folder."""
 
-    return save_diffusers_folder(build_tiny(version, seed, prediction_type), Path(folder))
+    return save_diffusers_folder(build_tiny(version, seed, prediction_type, shallow), Path(folder))
 
 
 def save_tiny_single_file(path: Path, version: str, seed: int = 0) -> Path:

@@ -23,9 +23,9 @@ XL_FAMILY = StableDiffusionXL()
 CAPTIONS = ["a photo of a cat", "a dog"]
 
 
-def model(version: str = "sd1") -> Model:
-    """The same small model every time."""
-    made = build_tiny(version)
+def model(version: str = "sd1", shallow: bool | None = None) -> Model:
+    """The same small model every time; of SDXL's rows of equal layers only the first, unless told otherwise."""
+    made = build_tiny(version, shallow=version == "sdxl" if shallow is None else shallow)
     return Model(made.unet, made.text_encoders, made.tokenizers, made.vae, version, made.prediction_type)
 
 

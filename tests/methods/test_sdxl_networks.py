@@ -35,6 +35,11 @@ def lycoris(algo: str, *more: str) -> dict[str, object]:
     return LYCORIS | {"network_args": [f"algo={algo}", f"preset={preset}", *more]}
 
 
+def deep() -> Model:
+    """With all layers of the full-size model, where names and their number count."""
+    return model("sdxl", shallow=False)
+
+
 def _pipeline(base: Model) -> StableDiffusionXLPipeline:
     return StableDiffusionXLPipeline(
         vae=base.vae,
@@ -149,11 +154,11 @@ def test_lycoris_trains_saves_and_comes_back(algo: str, tmp_path: Path) -> None:
 def test_lycoris_finds_the_modules_of_the_original() -> None:
     """Preset full is what networks.lora does with convolutions, attn-mlp what it does without."""
     own = {
-        kind: {lora.lora_name for lora in attached(model("sdxl"), network_dim=1, network_args=more).module.loras}
+        kind: {lora.lora_name for lora in attached(deep(), network_dim=1, network_args=more).module.loras}
         for kind, more in (("full", ["conv_dim=1"]), ("attn-mlp", None))
     }
     for preset, wanted in own.items():
-        network = attached(model("sdxl"), **LYCORIS | {"network_args": ["algo=locon", f"preset={preset}"]}).module
+        network = attached(deep(), **LYCORIS | {"network_args": ["algo=locon", f"preset={preset}"]}).module
         names = {lora.lora_name for lora in [*network.text_encoder_loras, *network.unet_loras]}
         unet = {name for name in names if name.startswith("lora_unet_")}
         assert unet == {name for name in wanted if name.startswith("lora_unet_")}, preset

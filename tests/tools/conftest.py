@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from PIL import Image
 from script_kit import ROOT, Run
@@ -26,9 +27,25 @@ def pictures(photos: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_sdxl(shallow_sdxl: Path) -> Path:
+    """No script here looks at the number of layers."""
+    return shallow_sdxl
+
+
 @pytest.fixture
 def script(tmp_path: Path) -> Run:
     """Run a script of sd_scripts in its own process, from another folder."""
+
+    def run(name: str, *argv: object) -> subprocess.CompletedProcess[str]:
+        return forked.run(ROOT / "sd_scripts" / name, [str(item) for item in argv], tmp_path)
+
+    return run
+
+
+@pytest.fixture
+def fresh_script(tmp_path: Path) -> Run:
+    """The same in a fresh interpreter, as people start it."""
 
     def run(name: str, *argv: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "sd_scripts" / name), *(str(item) for item in argv)]

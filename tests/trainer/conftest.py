@@ -12,6 +12,12 @@ from effects import Probe
 
 
 @pytest.fixture(scope="session")
+def tiny_sdxl(shallow_sdxl: Path) -> Path:
+    """The small SDXL model of nearly all tests here; one whole run of each trainer is on `deep_sdxl`."""
+    return shallow_sdxl
+
+
+@pytest.fixture(scope="session")
 def thumbs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The four photographs at 96x80 pixels, with their captions, in `2_photo/`. Read-only."""
     folder = tmp_path_factory.mktemp("thumbs")

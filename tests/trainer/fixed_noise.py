@@ -38,5 +38,5 @@ def fixed_draws(monkeypatch: pytest.MonkeyPatch, timestep: int = 500) -> Iterato
 def fall(finished: Finished) -> float:
     """Loss of the last epoch as a share of that of the first; each shows all four pictures twice."""
     losses = finished.losses
-    assert len(losses) >= STEPS and len(losses) % EPOCH == 0
+    assert len(losses) >= 2 * EPOCH and len(losses) % EPOCH == 0
     return sum(losses[-EPOCH:]) / sum(losses[:EPOCH])

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import tomli_w
 from effects import SMALL, Probe, result
@@ -182,7 +183,8 @@ def test_own_process_is_calm_and_names_what_is_wrong(probe: Probe, tmp_path: Pat
         assert ours or line[:1] in "┏┃┡│└" or line.strip() in ("", "Folders", "Buckets"), line
     assert "WARNING" not in ended.stderr
     lora = tmp_path / "out" / "small.safetensors"
-    refused = in_own_process(arguments(lora, probe.data, tmp_path / "again", **SMALL), tmp_path)
+    argv = arguments(lora, probe.data, tmp_path / "again", **SMALL)
+    refused = forked.run(SCRIPT, argv, tmp_path, environment={"COLUMNS": "100"})
     assert refused.returncode == 2
     assert "Traceback" not in refused.stderr
     assert "LoRA" in refused.stderr.strip().splitlines()[-1]

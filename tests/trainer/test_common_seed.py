@@ -1,14 +1,12 @@
 """Without a seed one is drawn: the same in every process, and kept when a run is resumed."""
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import torch
 from effects import SMALL
-from runs import ROOT, train_here
+from runs import train_here
 from safetensors.torch import load_file
 
 SCRIPT = """
@@ -20,25 +18,30 @@ print(common_seed(parse("train_network", argv).training))
 """
 
 
-def seeds(processes: int) -> list[int]:
+def seeds(folder: Path, processes: int) -> list[int]:
     """What each of several processes takes as its seed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    script = folder / "seed.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    outputs = [folder / f"{rank} of {processes}.log" for rank in range(processes)]
     started = []
     for rank in range(processes):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port}
         several = {key: str(value) for key, value in place.items()} if processes > 1 else {}
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", **several}
-        command = [sys.executable, "-c", SCRIPT]
-        started.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True))
-    return [int(process.communicate(timeout=120)[0]) for process in started]
+        environment = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", **several}
+        started.append(forked.start(script, [], outputs[rank], environment=environment))
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [0] * processes, [path.read_text() for path in outputs]
+    return [int(path.read_text(encoding="utf-8").split()[-1]) for path in outputs]
 
 
-def test_two_processes_share_a_drawn_seed() -> None:
-    first, second = seeds(2)
+def test_two_processes_share_a_drawn_seed(tmp_path: Path) -> None:
+    first, second = seeds(tmp_path, 2)
     assert first == second
-    assert seeds(1) != [first]
+    assert seeds(tmp_path, 1) != [first]
 
 
 def test_a_resumed_run_keeps_the_seed_that_was_drawn(tiny_sd1: Path, thumbs: Path, tmp_path: Path) -> None:

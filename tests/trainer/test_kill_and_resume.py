@@ -1,28 +1,22 @@
 """Every trainer killed in the middle and resumed equals, bit for bit, one that was never interrupted.
 
-Each killed process runs the trainer's own script. It is forked from one that has torch imported already, since ten
-imports would take longer than all the training here.
+Each killed process runs the trainer's own script.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import runpy
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from all_trainers import TRAINERS, draw_all, options_of
 from effects import FEW_BLOCKS
 from runs import SCRIPTS, Finished, arguments, events_of, train_here
 from safetensors.torch import load_file
-
-pytestmark = pytest.mark.slow
 
 # Everything that draws random numbers at once, so that a forgotten stream shows.
 RANDOM: dict[str, Any] = {
@@ -105,24 +99,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def run_script(command: str, argv: list[str], log: Path) -> None:
-    """What the process does that will be killed: the script, alone, its words in a file."""
-    os.setsid()
-    with log.open("wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os.environ["ACCELERATE_USE_CPU"] = "true"
-    sys.argv = [str(SCRIPTS / f"{command}.py"), *argv]
-    runpy.run_path(sys.argv[0], run_name="__main__")
-
-
 def kill_after(command: str, argv: list[str], out: Path, step: int) -> None:
     """Start a trainer and kill -9 it once it has finished this step."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sd_scripts.trainer.session", "sd_scripts.families.sdxl", "sd_scripts.families.sd"])
     log = out.with_name("killed.log")
-    process = context.Process(target=run_script, args=(command, argv, log))
-    process.start()
+    script = SCRIPTS / f"{command}.py"
+    process = forked.start(script, argv, log, environment={"ACCELERATE_USE_CPU": "true"})
     deadline = time.monotonic() + 200
     try:
         while time.monotonic() < deadline and process.is_alive():
@@ -146,7 +127,11 @@ def pictures(thumbs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_all(thumbs, tmp_path_factory.mktemp("pictures"))
 
 
-@pytest.mark.parametrize("name", CASES)
+EVERYDAY = ("train_network",)
+EACH = [pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.slow) for name in CASES]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_killed_and_resumed_equals_uninterrupted(
     name: str, tiny_sd1: Path, tiny_sdxl: Path, pictures: Path, tmp_path: Path
 ) -> None:

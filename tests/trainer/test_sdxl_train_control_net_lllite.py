@@ -36,12 +36,12 @@ def edges(thumbs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def train(tiny_sdxl: Path, thumbs: Path, edges: Path, tmp_path: Path) -> Train:
-    """Train on the tiny SDXL model; the keyword `name` tells runs of one test apart."""
+    """Train on a tiny SDXL model; the keyword `name` tells runs of one test apart."""
     photos = thumbs / "2_photo"
 
-    def run(name: str = "out", data: Path = photos, **options: Any) -> Finished:
+    def run(name: str = "out", data: Path = photos, model: Path = tiny_sdxl, **options: Any) -> Finished:
         given = {"conditioning_data_dir": edges, "max_train_steps": STEPS, **SIZES, **options}
-        return train_here(tiny_sdxl, data, tmp_path / name, COMMAND, **given)
+        return train_here(model, data, tmp_path / name, COMMAND, **given)
 
     return run
 
@@ -55,8 +55,8 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 @shows("network_dim", "cond_emb_dim", by=METHOD)
-def test_losses_and_file(train: Train) -> None:
-    run = train()
+def test_losses_and_file(train: Train, deep_sdxl: Path) -> None:
+    run = train(model=deep_sdxl)
     print(run.losses)
     assert run.losses == pytest.approx(GOLDEN, rel=1e-3)
     notes = metadata(run.out / "small.safetensors")

@@ -41,8 +41,8 @@ def trainer(tiny_sdxl: Path, thumbs: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @shows("num_vectors_per_token", by=METHOD)
-def test_losses_and_file(trainer: Trainer) -> None:
-    run = trainer.base()
+def test_losses_and_file(deep_sdxl: Path, thumbs: Path, tmp_path: Path) -> None:
+    run = Trainer("sdxl_train_textual_inversion", deep_sdxl, tmp_path, thumbs).base()
     assert run.losses == pytest.approx(GOLDEN, rel=1e-3)
     assert run.of("start")[0]["trains"] == {"embedding": RATE}
     shapes = {name: list(value.shape) for name, value in tensors(run).items()}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from effects import SMALL, Probe, metadata, result
@@ -92,10 +92,7 @@ network_multiplier = 0.5
 
 
 def in_own_process(model: Path, data: Path, out: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *arguments(model, data, out, **options)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=launch_environment(), cwd=out.parent, timeout=250, check=False
-    )
+    return forked.run(SCRIPT, arguments(model, data, out, **options), out.parent, environment=launch_environment())
 
 
 LYCORIS = {"network_train_unet_only": None, "network_module": "lycoris.kohya", "network_alpha": 2, "max_train_steps": 3}

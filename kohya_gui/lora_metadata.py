@@ -18,7 +18,7 @@ from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.loratypes import LORA_TYPES
 from sd_scripts.schema.optimizer import OPTIMIZERS
 
-MOST_HEADER_BYTES = 32_000_000
+MOST_HEADER_BYTES = 8_000_000
 _MOST_TEXT = 20_000
 _HINT = "Choose a LoRA or embedding that a trainer saved."
 _LORA_MARKS = ("lora_down", "lora_up", "lora_A", "hada_w1_a", "lokr_w1", "oft_blocks", "dora_scale", "on_input")

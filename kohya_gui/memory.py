@@ -6,6 +6,7 @@ one question, and a newer one takes the place of the older.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -38,6 +39,7 @@ TIMEOUT = 300.0  # seconds; a busy machine takes a minute for SDXL
 SETTLE = 1.0  # seconds without a newer question before a process is started
 GONE = 60.0  # seconds after which nobody waits any more for what was asked
 _KEPT = 40
+_LAST_SECONDS = 5.0  # that the end of the page waits for a process to end
 _NICE = 10
 _REFUSED = 2  # the trainers' exit code for options that cannot be
 # They change nothing about the memory; without them a renamed run is not planned again.
@@ -89,6 +91,7 @@ class MemoryPlanner:
         self._questions: OrderedDict[str, _Question] = OrderedDict()
         self._work: _Work | None = None
         self._thread: threading.Thread | None = None
+        self._registered = False
 
     def ask(self, command: str, values: Mapping[str, Any], who: str = "") -> Forecast:
         """What is known about these form values at once; the first question about them starts the work.
@@ -112,8 +115,27 @@ class MemoryPlanner:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
                 self._thread.start()
+                if not self._registered:
+                    self._registered = True
+                    atexit.register(self.close)
             self._changed.notify()
             return Forecast("working", waited=now - before.asked)
+
+    def known(self, command: str, values: Mapping[str, Any]) -> Forecast | None:
+        """The answer about these form values, if there is one already."""
+        with self._changed:
+            return self._answers.get(_key(command, values))
+
+    def close(self) -> None:
+        """End the work; the process that works leaves nothing behind."""
+        with self._changed:
+            self._questions.clear()
+            work, thread = self._work, self._thread
+            if work is not None:
+                work.end()
+            self._changed.notify()
+        if thread is not None:
+            thread.join(_LAST_SECONDS)
 
     def cancel(self, who: str = "") -> None:
         """Nobody of this name wants to know anything any more; what is known stays known."""

@@ -273,10 +273,9 @@ class TrainingTab:
         found, view = self._look(contents, self.services.counter)
         looker = looker if looker.who else Looker(uuid.uuid4().hex)
         forecast = self._forecast(found, view, looker.who)
-        view = checks.with_forecast(view, forecast)
         said = found.values | {str(mistake.key): mistake.message for mistake in found.mistakes}
         manner = session.follow(manner, said, self.bar.is_fresh(file))
-        view = session.calm(view, manner)
+        view = checks.with_forecast(session.calm(view, manner), forecast)
         ready = gr.update(interactive=not any(problem.severity == "error" for problem in view.problems))
         fields = self._fields_message(file, found, view)
         # what the script knows already is not sent again
@@ -339,13 +338,14 @@ class TrainingTab:
 
     def _make_job(self, waits: bool, file: FileState, contents: tuple[Any, ...]) -> dict[str, Any]:
         found, view = self._look(contents)
+        values, planner = self._applicable(found.values), self.services.memory
+        view = checks.with_forecast(view, planner.known(self.spec.command, values) if planner else None)
         wrong = [problem for problem in view.problems if problem.severity == "error"]
         message: dict[str, Any] = {"fields": self._fields_message(file, found, view)}
         if wrong:
             gr.Warning(self.words.said(wrong[0].message))
             first = next((problem.key for problem in wrong if problem.key), None)
             return channel(**message, go=first, later=True)
-        values = self._applicable(found.values)
         store = self.services.jobs
         try:
             made = command.build(self.spec.command, values, allow_plugins=store.allow_plugins)

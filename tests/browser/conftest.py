@@ -72,7 +72,9 @@ class Served:
         """Start it and wait until it says where it is."""
         words = [sys.executable, str(ROOT / "kohya_gui.py"), "--server_port", str(self.port), "--headless"]
         words += ["--jobs_dir", str(self.folder), "--allow_folder", str(self.folder), *self.flags]
-        environment = os.environ | {"GRADIO_TEMP_DIR": str(self.folder / "gradio"), "PYTHONUNBUFFERED": "1"}
+        # plans of trainers in the background would take the processor from what is tested
+        environment = {"KOHYA_GUI_FORETELL": "off"} | os.environ
+        environment |= {"GRADIO_TEMP_DIR": str(self.folder / "gradio"), "PYTHONUNBUFFERED": "1"}
         with self.said.open("wb") as said:
             self.process = subprocess.Popen(
                 words, stdout=said, stderr=subprocess.STDOUT, env=environment, cwd=self.folder

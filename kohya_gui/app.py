@@ -144,6 +144,7 @@ def _script(blocks: LeanBlocks, facts: Facts, services: Services, language: Lang
     known = {tab: {key: finish_all(fact, finish) for key, fact in entries.items()} for tab, entries in facts.items()}
     data = {
         "first": services.first_tab,
+        "language": language.name,
         "words": {text: language.text(text) for text in _SCRIPT_WORDS},
         "facts": pack_facts(known),
         "page": blocks.packed(finish),

@@ -12,8 +12,8 @@
   // ---- the page comes packed (lean.py): spread it out before Gradio looks at its configuration
   const ids = (list) => list.flatMap((n, i) => (n < 0 ? Array.from({ length: -n }, (_, k) => list[i - 1] + k + 1) : n));
   const tree = (n) => (Array.isArray(n) ? { id: n[0], children: n.slice(1).map(tree) } : { id: n });
-  K.take = ({ words, facts, page, first }) => {
-    K.words = words;
+  K.take = ({ words, facts, page, first, language }) => {
+    Object.assign(K, { words, language });
     for (const [tab, places] of Object.entries(facts.places)) {
       const known = K.facts[tab] = {};
       for (const [place, numbers] of places) for (const number of numbers) {
@@ -51,6 +51,7 @@
     if (!state?.t) return;
     heard[tab] = true;
     if (state.fields) { K.state[tab] = state.fields; paint(tab); }
+    if (state.fields && K.leaving === tab) after('reload', 500, () => location.reload());
     if (state.sheet) K.sheet(state.sheet.title, state.sheet.html);
     if (state.close) sheet.close();
     if (state.top) K.top(state.top);
@@ -189,7 +190,7 @@
       element.dataset.k = '';
       if (element.matches('.k-form')) { K.view(tab, 'basic'); K.later(tab); }
       else if (element.matches('.k-group')) after(`mark-${tab}`, 0, () => mark(tab));
-      else element.value = document.documentElement.lang;
+      else document.documentElement.lang = element.value = K.language; // Gradio sets its own
     }
   };
   new MutationObserver((records) => {
@@ -303,7 +304,7 @@
     if (!/\.safetensors$/i.test(file.name)) {
       return K.bridge[tab].send({ do: 'open_text', name: file.name, text: small ? await file.text() : '' });
     }
-    const length = start.byteLength === 8 ? Math.min(Number(start.getBigUint64(0, true)), 3e7) : 0;
+    const length = start.byteLength === 8 ? Math.min(Number(start.getBigUint64(0, true)), 8e6) : 0;
     const reader = new FileReader();
     reader.onload = () => K.bridge[tab].send({ do: 'open_header', name: file.name, head: reader.result.split(',')[1] ?? '' });
     reader.readAsDataURL(file.slice(0, 8 + length));
@@ -353,8 +354,10 @@
     if (near('[data-choose]')) ask(near('[data-choose]'), near('[data-choose]').dataset.choose);
     if (!near('.k-language')) return;
     document.cookie = `kohya-language=${event.target.value}; path=${location.pathname}; max-age=31536000; SameSite=Lax`;
-    all('.k-form').forEach((form) => $(`#${parts(form)[0]}-refresh`)?.click()); // what was typed comes along
-    after('reload', 900, () => location.reload());
+    const open = all('.k-form').filter((form) => form.offsetParent).map((form) => parts(form)[0]);
+    K.leaving = open[0]; // what was typed comes along: the page is loaded again once it is kept
+    open.forEach((tab) => $(`#${tab}-refresh`)?.click());
+    after('reload', open.length ? 5000 : 0, () => location.reload());
   });
   on('input', (event, near) => {
     if (near('.k-search')) search(near('.k-search'));

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ def test_search_opens_the_closed_tab_and_focuses_the_field(visit: Visit) -> None
     expect(page.locator("#lora-min_snr_gamma input")).to_be_focused()
     page.fill("#lora-search input", "--huber_c")
     page.keyboard.press("Enter")
-    # it does not apply with the usual loss, so it stays hidden; its group is opened all the same and says so
-    expect(page.locator("#lora-group-advanced-4")).to_have_attribute("data-more", re.compile("more appear"))
+    # it does not apply with the usual loss, so it is shown switched off and says why
+    expect(page.locator("#lora-huber_c .k-in")).to_be_disabled()
+    expect(page.locator("#lora-huber_c-note")).to_contain_text("Applies with")
     expect(page.locator("#lora-loss_type")).to_be_visible()
 
 
@@ -44,8 +44,7 @@ def test_basic_hides_what_all_shows(visit: Visit) -> None:
 def test_fields_appear_with_the_choice_they_belong_to(visit: Visit) -> None:
     page = visit.page
     page.click("#lora-view label:nth-of-type(2)")
-    page.click("#lora-LoRA_type input")
-    page.get_by_role("option", name="LyCORIS/LoKr").click()
+    page.select_option("#lora-LoRA_type select", "LyCORIS/LoKr")
     page.click("#lora-page-parameters-button")
     page.locator(".k-group .label-wrap", has_text="LyCORIS").click()
     expect(page.locator("#lora-factor")).to_be_visible()
@@ -229,3 +228,43 @@ def test_pictures_are_added_and_the_ending_of_captions_mended(visit: Visit, serv
     page.click("#lora-page-main-button")
     page.locator("#lora-train_data_dir-note .k-link", has_text="Use .cap").click()
     expect(page.locator("#lora-train_data_dir-note")).to_contain_text("1 captions (.cap)")
+
+
+def test_what_does_not_apply_is_shown_switched_off_with_the_reason(visit: Visit) -> None:
+    page = visit.page
+    page.click("#lora-view label:nth-of-type(2)")
+    page.select_option("#lora-LoRA_type select", "LyCORIS/LoKr")
+    page.click("#lora-page-parameters-button")
+    line = page.locator(".k-group", has_text="LyCORIS").locator(".k-more [data-more]").first
+    page.locator(".k-group .label-wrap", has_text="LyCORIS").click()
+    line.click()
+    off = page.locator(".k-grid[data-all] .k-field[data-off]").first
+    expect(off.locator(".k-in")).to_be_disabled()
+    expect(off.locator(".k-note")).to_contain_text("Applies with")
+
+
+def test_a_section_goes_back_to_the_opened_file_at_once(visit: Visit) -> None:
+    page = visit.page
+    page.fill("#lora-network_dim input", "48")
+    page.fill("#lora-seed input", "7")
+    page.locator("#lora-grid-0 [data-undo][data-to=file]").click()
+    expect(page.locator("#lora-network_dim input")).to_have_value("16")
+    expect(page.locator("#lora-seed input")).to_have_value("42")
+
+
+def test_the_language_is_chosen_in_the_head_and_the_form_stays(visit: Visit) -> None:
+    page = visit.page
+    page.fill("#lora-output_name input", "kätzchen")
+    page.select_option(".k-language", "de")
+    expect(page.locator("html")).to_have_attribute("lang", "de")
+    expect(page.locator("#lora-start")).to_have_text("Training starten")
+    expect(page.locator("#lora-output_name input")).to_have_value("kätzchen")
+    # what is said while the page is used is in that language too
+    expect(page.locator("#lora-verdict")).to_contain_text("Vor dem Start fehlen noch")
+
+
+def test_the_last_tab_is_open_again(visit: Visit) -> None:
+    page = visit.page
+    page.click("#top-finetune-button")
+    page.reload()
+    expect(page.locator("#finetune-form")).to_be_visible()

@@ -54,7 +54,9 @@ def _foot(kind: str, listing: Listing, takes_folders: bool, suggestion: str, wor
             f'<button class="k-main" data-pick="" data-folder="{here}">{words("Save here")}</button></div>'
         )
     if kind == "open":
-        return f'<div class="k-foot"><button data-upload="1">{words("From this computer")}</button></div>'
+        said = words("A file can also be dropped onto the form: a saved one, or a trained model to train like it.")
+        button = f'<button data-upload="1">{words("From this computer")}</button>'
+        return f'<div class="k-foot"><p class="k-quiet k-grow">{said}</p>{button}</div>'
     if takes_folders and listing.path:
         return (
             f'<div class="k-foot"><button class="k-main" data-pick="{here}">{words("Take this folder")}</button></div>'

@@ -188,7 +188,10 @@ class ConfigBar:
         return self._opened(opened, real, real.name, again)
 
     def _open_text(self, asked: Values, file: FileState, values: Values) -> list[Any]:
-        opened = configs.open_text(str(asked.get("text", "")), otherwise=self.tab)
+        if not isinstance(asked.get("text"), str):
+            name = _plain(asked.get("name"))
+            raise UserError(f"{name} is too large for a saved form.", hint="Choose another file.")
+        opened = configs.open_text(asked["text"], otherwise=self.tab)
         return self._opened(opened, None, _plain(asked.get("name")), dict(asked))
 
     def _open_header(self, asked: Values, file: FileState, values: Values) -> list[Any]:

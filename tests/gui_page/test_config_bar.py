@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from kohya_gui import configs
+from kohya_gui import command, configs
 from kohya_gui.form import PATCH, Form
 from kohya_gui.jobs import JobStore
 from kohya_gui.layout import complete
@@ -119,6 +119,8 @@ def test_the_header_of_a_dropped_model_fills_the_form(bar: ConfigBar) -> None:
     assert "train_data_dir" not in found.fields and "settings were taken from x.safetensors" in found.html
     assert act(bar, "open_header", name="x.safetensors", head="no base64!").fields == {}
     assert act(bar, "open_header", name="x.safetensors", head="AAAA").fields == {}
+    # a file of gigabytes is not even sent
+    assert act(bar, "open_text", name="x.json", text=None).fields == {}
 
 
 @pytest.mark.parametrize("path", ["../x.json", "/etc/passwd", "nul.json", "missing.json"])
@@ -173,6 +175,18 @@ def test_a_value_is_taken_and_the_dialog_stays(bar: ConfigBar) -> None:
     found = act(bar, "take", file, {}, key="network_dim", left="form", right="file", **{"from": "right"})
     assert found.fields == {"network_dim": "8"} and "1 field differs" in found.html
     assert act(bar, "take", file, {}, key="nobody", left="form", right="file").fields == {}
+
+
+def test_the_values_of_a_job_stand_beside_the_form(bar: ConfigBar) -> None:
+    store = bar.services.jobs
+    values = {"network_dim": 5, "output_dir": str(folder_of(bar)), "output_name": "a", "train_data_dir": "/p"}
+    made = store.create(command.build("train_network", values), values, "my job")
+    other = store.create(command.build("train_db", {"output_name": "b"}), {"output_name": "b"}, "another tab's")
+    html = act(bar, "compare", values={"network_dim": 6}, left="form", right=f"job:{made.id}").html
+    assert "my job" in html and "another tab" not in html and "--network_dim" in html
+    assert act(bar, "compare", left="form", right="job:nobody").html == ""
+    for job in (made, other):
+        store.remove(job.id)
 
 
 def test_secrets_are_never_shown_side_by_side(bar: ConfigBar) -> None:

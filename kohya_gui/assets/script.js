@@ -302,7 +302,7 @@
   const bring = async (tab, file) => { // a configuration; of a model only what its header says
     const [small, start] = [file.size <= 8e6, new DataView(await file.slice(0, 8).arrayBuffer())];
     if (!/\.safetensors$/i.test(file.name)) {
-      return K.bridge[tab].send({ do: 'open_text', name: file.name, text: small ? await file.text() : '' });
+      return K.bridge[tab].send({ do: 'open_text', name: file.name, text: small ? await file.text() : null });
     }
     const length = start.byteLength === 8 ? Math.min(Number(start.getBigUint64(0, true)), 8e6) : 0;
     const reader = new FileReader();

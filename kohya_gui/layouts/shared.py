@@ -2,20 +2,21 @@
 
 from kohya_gui.layout import Group, Page
 
-WIDE = frozenset(("pretrained_model_name_or_path", "train_data_dir"))
+WIDE = frozenset(("pretrained_model_name_or_path", "train_data_dir", "conditioning_data_dir", "train_dir"))
 
 _FIRST = ("pretrained_model_name_or_path", "model_family", "train_data_dir")
 _NEXT = ("output_name", "output_dir")
 _LAST = (
     "resolution",
     "max_train_epochs",
+    "max_train_steps",
     "learning_rate",
     "optimizer_type",
     "train_batch_size",
     "mixed_precision",
     "seed",
     "save_every_n_epochs",
-    "max_train_steps",
+    "save_every_n_steps",
     "sample_prompt_text",
 )
 
@@ -224,7 +225,6 @@ LOSS = Group(
 SAVING = Group(
     "Saving and going on",
     (
-        "save_every_n_steps",
         "save_n_epoch_ratio",
         "save_last_n_epochs",
         "save_last_n_steps",

@@ -114,7 +114,13 @@ _FINETUNE: Mapping[str, Mapping[str, Any]] = {
     "dataset_repeats": {"when": Any_(Given("in_json"), Given("train_dir"))},
     "learning_rate_te": {"when": Is("train_text_encoder", True)},
 }
+# recipes for these name steps; the short form shows the steps then
+_BY_STEPS: Mapping[str, Mapping[str, Any]] = {
+    "max_train_epochs": {"basic": False},
+    "max_train_steps": {"basic": True},
+}
 _EMBEDDING: Mapping[str, Mapping[str, Any]] = {
+    **_BY_STEPS,
     "save_model_as": _EMBEDDING_FORMATS,
     # three fields for the word come to the short form instead
     "seed": {"basic": False},
@@ -122,6 +128,9 @@ _EMBEDDING: Mapping[str, Mapping[str, Any]] = {
     "learning_rate": _rate("About 5e-3 for an embedding"),
 }
 _CONTROL: Mapping[str, Mapping[str, Any]] = {
+    **_BY_STEPS,
+    "save_every_n_epochs": {"basic": False},
+    "save_every_n_steps": {"basic": True},
     "save_model_as": _SMALL_FORMATS,
     "train_data_dir": {"help": "Folder with the pictures, which lie in it directly, each with its caption file."},
     "conditioning_data_dir": {
@@ -175,7 +184,7 @@ COMMANDS: dict[str, Command] = {
             title="DreamBooth: the whole model of Stable Diffusion 1 and 2, from picture folders",
             form=_DREAMBOOTH_FORM,
             without=frozenset({"in_json", "dataset_repeats", "train_text_encoder", "diffusers_xformers"}),
-            changes=_FULL,
+            changes={**_FULL, "max_train_steps": {"basic": True}},
         ),
         Command(
             name="fine_tune",

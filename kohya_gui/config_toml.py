@@ -15,6 +15,8 @@ import tomli_w
 
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.tabs import TABS
+from sd_scripts.schema.tools_captions import TaggerOptions
+from sd_scripts.schema.tools_preparation import FolderPreparationOptions
 
 ALL_TABS = tuple(TABS)
 FOR_TABS: Mapping[str, tuple[str, ...]] = {
@@ -55,8 +57,23 @@ FAMILY_TABLES: Mapping[str, str] = {
 }
 """Tables of models and training that are not here."""
 
-TOOL_TABLES = ("dataset_preparation", "wd14_caption")
-"""Tables with first values of tools beside the training."""
+TOOL_TABLES: Mapping[str, type] = {
+    "dataset_preparation": FolderPreparationOptions,
+    "wd14_caption": TaggerOptions,
+}
+"""Tables with first values of tools beside the training, and the tools' options."""
+
+TOOL_KEYS: Mapping[str, Mapping[str, str]] = {
+    "dataset_preparation": {
+        "class_prompt": "util_class_prompt_input",
+        "instance_prompt": "util_instance_prompt_input",
+        "images_folder": "util_training_images_dir_input",
+        "reg_images_folder": "util_regularization_images_dir_input",
+        "reg_images_repeat": "util_regularization_images_repeat_input",
+    },
+    "wd14_caption": {"caption_postfix": "postfix"},
+}
+"""Their keys that have another name here."""
 
 WITHOUT_EFFECT: Mapping[str, str] = {
     "settings.use_shell": "programs are always started without a shell",
@@ -66,6 +83,8 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "advanced.show_timesteps_resolution": "only the newer model families ever used it",
     "basic.train_inpainting": "training of inpainting models is not offered",
     "sdxl.disable_mmap_load_safetensors": "files are read in the way that suits the machine",
+    "wd14_caption.use_quality_tags": "no tagger here tells the quality",
+    "wd14_caption.use_quality_tags_as_last_tag": "no tagger here tells the quality",
     "sdxl.fused_optimizer_groups": "fused_backward_pass saves the same memory with every weight on its own",
 }
 """Known keys that change nothing here, with the reason."""

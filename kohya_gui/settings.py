@@ -1,7 +1,7 @@
 """The page's own memory: start-up defaults from config.toml, and folders used last."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from kohya_gui.layouts.shared import SET_BY_PAGE
 from kohya_gui.migrate import modernise, read_values
 from kohya_gui.supervisor import write_json
 from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.option import OptionField
+from sd_scripts.schema.fields import convert
+from sd_scripts.schema.option import OptionField, section_fields
 from sd_scripts.schema.suggest import nearest
 from sd_scripts.schema.tabs import TABS, find_tab, tab_aliases, tab_fields
 
@@ -36,13 +37,15 @@ _OWN = {
 class Settings:
     """What config.toml says.
 
-    `defaults` are the first values of each tab's form, `start_folders` where dialogs begin (by field), `allowed_paths`
-    folders to open to the page. `theme` is "light", "dark" or "" for the browser's, `language` "" for the usual one.
+    `defaults` are the first values of each tab's form, `tools` those of tools by their table, `start_folders` where
+    dialogs begin by field, `allowed_paths` folders to open to the page. `theme` is "light", "dark" or "" for the
+    browser's, `language` "" for the usual one.
     `report` tells what was not understood.
     """
 
     path: Path | None = None
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tools: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     start_folders: Mapping[str, str] = field(default_factory=dict)
     allowed_paths: list[str] = field(default_factory=list)
     theme: str = ""
@@ -53,6 +56,11 @@ class Settings:
     def values(self, tab: str) -> dict[str, Any]:
         """The first values of a tab's form, over those of its preset."""
         return dict(self.defaults.get(tab, {}))
+
+    def tool_values(self, form: str, keys: Collection[str]) -> dict[str, Any]:
+        """The first values of a tool's form, told by the form's name, for the fields that it has."""
+        name = "dataset_preparation" if form.endswith("_folders") else form.removeprefix("tool_")
+        return {key: value for key, value in self.tools.get(name, {}).items() if key in keys}
 
 
 def load_settings(path: Path) -> Settings:
@@ -71,6 +79,7 @@ def load_settings(path: Path) -> Settings:
     return Settings(
         path=path,
         defaults=defaults,
+        tools={name: _tool_values(content, name, report) for name in config_toml.TOOL_TABLES if name in content},
         start_folders=_start_folders(content),
         allowed_paths=[item for item in allowed if isinstance(item, str)] if isinstance(allowed, list) else [],
         theme=theme if theme in THEMES else "",
@@ -139,6 +148,22 @@ def _tab_values(content: Mapping[str, Any], tab: str, report: list[ReportLine]) 
     return {**values, **{key: value for key, value in own.values.items() if key not in secret}}
 
 
+def _tool_values(content: Mapping[str, Any], name: str, report: list[ReportLine]) -> dict[str, Any]:
+    """The first values of one tool."""
+    known = {option.key: option for option in section_fields(config_toml.TOOL_TABLES[name])}
+    values: dict[str, Any] = {}
+    for old, value in table(content, name).items():
+        key = config_toml.TOOL_KEYS[name].get(old, old)
+        if key not in known:
+            _report_key(f"{name}.{old}", {key}, set(known), report)
+            continue
+        try:
+            values[key] = convert(known[key], value)
+        except UserError as problem:
+            report.append(ReportLine("repaired", f"{name}.{old}", f"{problem.message} It is left at its default."))
+    return values
+
+
 def _start_folders(content: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for name, key in config_toml.START_FOLDERS.items():
@@ -155,9 +180,6 @@ def _report_rest(content: Mapping[str, Any], report: list[ReportLine]) -> None:
     for name, family in config_toml.FAMILY_TABLES.items():
         if name in content:
             report.append(ReportLine("kept", name, f"The table {name} is for {family}, which is not here."))
-    for name in config_toml.TOOL_TABLES:
-        if name in content:
-            report.append(ReportLine("kept", name, f"The table {name} has no effect: tools keep what was typed last."))
     known = {key for tab in TABS for key in (*tab_fields(tab), *tab_aliases(tab))} | _MIGRATED
     for name, value in content.items():
         if name in (*config_toml.FAMILY_TABLES, *config_toml.TOOL_TABLES, "defaults", "start_folders"):

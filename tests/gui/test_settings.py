@@ -46,10 +46,25 @@ def test_settings_of_kohya_ss_become_first_values_of_every_tab(tmp_path: Path) -
     said = {line.key: line.kind for line in found.report}
     assert said == {
         "settings.use_shell": "retired", "advanced.lowvram": "retired", "advanced.clipskip": "unknown",
-        "wd14_caption": "kept", "flux1": "kept", "strange": "unknown",
+        "flux1": "kept", "strange": "unknown",
     }  # fmt: skip
     assert "clip_skip" in next(line.message for line in found.report if line.key == "advanced.clipskip")
     assert load_settings(tmp_path / "none.toml") == Settings(tmp_path / "none.toml")
+
+
+def test_tools_have_first_values_too(tmp_path: Path) -> None:
+    text = """[wd14_caption]\nbatch_size = 4\ncaption_postfix = ", x"\nuse_quality_tags = true\nthreshold = 1
+debug = "maybe"
+[dataset_preparation]\nclass_prompt = "dog"\nutil_training_images_repeat_input = 30"""
+    found = settings(tmp_path / "config.toml", text)
+    assert found.tool_values("tool_wd14_caption", ("batch_size", "postfix")) == {"batch_size": 4, "postfix": ", x"}
+    folders = ("util_class_prompt_input", "util_training_images_repeat_input")
+    assert list(found.tool_values("lora_folders", folders).values()) == ["dog", 30]
+    assert {line.key: line.kind for line in found.report} == {
+        "wd14_caption.use_quality_tags": "retired",
+        "wd14_caption.threshold": "unknown",
+        "wd14_caption.debug": "repaired",
+    }
 
 
 def test_our_own_tables_come_last(tmp_path: Path) -> None:

@@ -345,7 +345,7 @@
   on('click', (event, near) => {
     const name = Object.keys(clicks).find((each) => near(`[data-${each}]`));
     if (name) { event.preventDefault(); clicks[name](near(`[data-${name}]`)); }
-    else if (!near('.k-search')) $('.k-results')?.remove();
+    else if (event.isTrusted && !near('.k-search')) $('.k-results')?.remove(); // not by the script's own clicks
     const top = near('#top > .tab-wrapper [role=tab]')?.id.match(/^top-(.*)-button$/)?.[1];
     if (top) localStorage.setItem('kohya-tab', top);
     if (near('[id$=-start]') && window.Notification?.permission === 'default') Notification.requestPermission();

@@ -47,7 +47,7 @@ class ToolForm:
         fields: the options in reading order.
         services: folders, words.
         where: how to get there.
-        start: what the form opens with where that is not the default.
+        start: what the form opens with where that is not the default; the settings may say something else.
         wide: keys of fields that take the whole width.
         blanks: keys of texts in which blanks at the ends count.
         """
@@ -55,7 +55,8 @@ class ToolForm:
         self.services = services
         self.where = where
         group = Group("", tuple(fields), plain=True, basic=True, wide=frozenset(wide))
-        self.form = Form(name, fields, (Page("fields", "", (group,)),), services.words, start)
+        first = {**(start or {}), **services.settings.tool_values(name, fields)}
+        self.form = Form(name, fields, (Page("fields", "", (group,)),), services.words, first)
         self.group = group
         self.blanks = tuple(blanks)
 
@@ -106,7 +107,7 @@ class ToolForm:
     # ------------------------------------------------------------------ what happens
 
     def _look(self, *contents: Any) -> dict[str, Any]:
-        return channel(fields=self.marks(self.form.collect(contents)))
+        return channel(fields=self.marks(self.collected(contents)))
 
     def _act(self, event: gr.EventData) -> list[Any]:
         asked: dict[str, Any] = dict(event._data or {})
@@ -120,17 +121,23 @@ class ToolForm:
             return [channel(later=True), *self.form.patch({key: start})]
         return [channel(), *self.form.patch({})]
 
+    def collected(self, contents: Sequence[Any]) -> Collected:
+        """What the form says, blanks at the ends of the texts in which they count included."""
+        found = self.form.collect(contents)
+        typed = self.form.contents(contents)
+        found.values |= {key: str(typed[key]) for key in self.blanks if typed[key]}
+        return found
+
     def values(self, contents: Sequence[Any]) -> dict[str, Any]:
         """What the form says.
 
         Raises:
             UserError: naming the first field that holds no value of its kind.
         """
-        found = self.form.collect(contents)
+        found = self.collected(contents)
         if found.mistakes:
             raise found.mistakes[0]
-        typed = self.form.contents(contents)
-        return {**found.values, **{key: str(typed[key]) for key in self.blanks if typed[key]}}
+        return found.values
 
     def marks(self, found: Collected, wrong: UserError | None = None) -> dict[str, Any]:
         """What stands under the fields: mistakes in red; fields that do not apply are hidden."""
@@ -146,4 +153,4 @@ class ToolForm:
     def message(self, contents: Sequence[Any], wrong: UserError | None = None) -> dict[str, Any]:
         """The message that shows the fields as they are now, with what is wrong, and goes to the field meant."""
         more = {"go": wrong.key} if wrong is not None and wrong.key in self.form.fields else {}
-        return channel(fields=self.marks(self.form.collect(contents), wrong), **more)
+        return channel(fields=self.marks(self.collected(contents), wrong), **more)

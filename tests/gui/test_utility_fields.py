@@ -119,3 +119,4 @@ def test_blanks_of_a_separator_count(tmp_path: Path) -> None:
     fields = UtilitiesTab(services).panels["wd14_caption"].fields
     assert fields.values(fields.form.fill({"caption_separator": "; "}))["caption_separator"] == "; "
     assert fields.values(fields.form.fill({}))["caption_separator"] == ", "
+    assert "caption_separator" not in fields.marks(fields.collected(fields.form.fill({})))["changed"]

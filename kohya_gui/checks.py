@@ -12,13 +12,14 @@ from kohya_gui.dataset_view import DatasetView
 from kohya_gui.effective import Effective, understand
 from kohya_gui.estimate import Write, bytes_text
 from kohya_gui.forecast import Forecast
-from kohya_gui.model_kind import SWITCHES
+from kohya_gui.model_kind import SWITCHES, detect
 from kohya_gui.paths import Roots
 from kohya_gui.problem import Problem
 from kohya_gui.speeds import SpeedHistory
 from sd_scripts.schema.buckets import Size
 from sd_scripts.schema.rules import check
 from sd_scripts.schema.steps import StepPlan, plan_steps
+from sd_scripts.schema.tabs import tab_of
 
 __all__ = ["PlanView", "Problem", "pictures", "plan", "with_forecast"]
 
@@ -135,8 +136,7 @@ def _findings(what: Effective, dataset: DatasetView, written: list[Write]) -> It
     if what.prepares:
         seen["in_json"] = None
     final = next((item.name for item in reversed(written) if not item.state), "")
-    yield from findings.base_model(seen, what.family)
-    yield from findings_method.family_fits(seen, what.trainer, what.family)
+    yield from _of_model(what, seen)
     yield from findings.other_files(seen)
     yield from findings.output(seen, final)
     yield from findings.samples(seen)
@@ -146,6 +146,18 @@ def _findings(what: Effective, dataset: DatasetView, written: list[Write]) -> It
     yield from findings_method.precision(seen, what.family)
     if what.method in ("embedding", "xti"):
         yield from findings_method.new_word(seen, dataset)
+
+
+def _of_model(what: Effective, seen: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is wrong with the base model; where the trainer takes no such model, the choice of the family is no help."""
+    family = detect(str(seen.get("pretrained_model_name_or_path") or "")) or what.family
+    refused = list(findings_method.family_fits(seen, what.trainer, family))
+    if refused and len(tab_of(what.tab_command).commands) > 1 and what.method != "xti":
+        refused = []  # another trainer of the tab takes it
+    yield from refused
+    for problem in findings.base_model(seen, what.family):
+        if not (refused and problem.key == "model_family"):
+            yield problem
 
 
 def _length(values: Mapping[str, Any], dataset: DatasetView) -> StepPlan:

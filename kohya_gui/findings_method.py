@@ -81,9 +81,9 @@ def new_word(values: Mapping[str, Any], view: DatasetView) -> Iterator[Problem]:
         yield Problem("warning", "token_string", text, "Choose a word that does not exist.")
     start = str(values.get("init_word") or "").strip()
     count = clip_words.count_tokens(start) if start else vectors
-    if count != vectors:
+    if count > vectors or 1 < count < vectors:
         what = "they are repeated" if count < vectors else "the rest is left out"
-        text = f"{start!r} has {count} token{'' if count == 1 else 's'} for {vectors} vectors: {what}."
+        text = f"{start!r} has {count} tokens for {vectors} vectors: {what}."
         yield Problem("warning", "init_word", text, f"Set the vectors to {count}.", {"num_vectors_per_token": count})
     yield from _word_in_captions(word, values, view)
 

@@ -5,6 +5,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from html import escape
 from typing import Any
 
@@ -13,6 +14,7 @@ from kohya_gui.command import Plan
 from kohya_gui.localization import Words
 from kohya_gui.phrases import SIGN
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.tabs import TABS, tab_fields
 
 SAID = ("error", "needed", "warning")
 # a field of the short form that also says what is wrong with one that is not on it
@@ -88,16 +90,24 @@ def _problem(problem: Problem, tab: str, words: Words) -> str:
 
 def fix(problem: Problem, words: Words) -> dict[str, Any]:
     """The one click that mends a problem: what it is called, and the values it sets."""
-    value = next(iter(problem.fix.values()))
+    key, value = next(iter(problem.fix.items()))
+    name = "" if key == problem.key else words(_names().get(key, key))
+    shown = f"…{value[-_LONG:]}" if isinstance(value, str) and len(value) > _LONG else value
     if value is True:
-        label = words("Switch it on")
+        label = words("Switch on {name}", name=name) if name else words("Switch it on")
     elif value is None:
         label = words("Leave it empty")
-    elif isinstance(value, str) and len(value) > _LONG:
-        label = words("Use {value}", value=f"…{value[-_LONG:]}")
+    elif name:
+        label = words("Set {name} to {value}", name=name, value=shown)
     else:
-        label = words("Use {value}", value=value)
+        label = words("Use {value}", value=shown)
     return {"label": label, "values": dict(problem.fix)}
+
+
+@cache
+def _names() -> dict[str, str]:
+    """What every option is called on the form."""
+    return {key: option.label for tab in TABS for key, option in tab_fields(tab).items()}
 
 
 def sentence(text: str) -> str:

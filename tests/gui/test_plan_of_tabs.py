@@ -233,6 +233,8 @@ DOOMED: list[tuple[str, str, Change | Callable[[Path], Change], str, str, str, C
      "warning", "3 tokens", {"num_vectors_per_token": 3}),
     ("ControlNet on SDXL", CN, {BASE: "{}/xl.safetensors", "resolution": "1024"}, BASE,
      "error", "1 and 2 only", None),
+    ("LLLite on SD 1 called XL", LLLITE, {BASE: "{}/sd1.safetensors", "model_family": "sdxl"}, BASE,
+     "error", "SDXL only", None),
     ("LLLite on SD 1", LLLITE, {BASE: "{}/sd1.safetensors"}, BASE, "error", "SDXL only", None),
     ("no control picture", CN, _remove("edges/5.png"), CONTROL, "error", "1 (5.png) of 8", None),
     ("a control picture too many", CN, _add("edges/99.png"), CONTROL, "error", "99.png", None),

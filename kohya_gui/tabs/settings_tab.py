@@ -1,7 +1,7 @@
 """The Settings tab: theme, tooltips, first values of any field, where dialogs begin; and what only the person at the
 machine can change. It writes the settings file and nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,7 @@ class SettingsTab:
                     self.tips = gr.Checkbox(
                         value=now.tooltips, label=words("Explain fields under the pointer"), elem_id="settings-tips"
                     )
+                self.report = widgets.html(self._report_html(now), elem_id="settings-report", elem_classes=["k-quiet"])
             self._build_defaults(now)
             self._build_folders(now)
             widgets.html(self._fixed_html(), elem_classes=["k-card"])
@@ -120,7 +121,7 @@ class SettingsTab:
     def wire(self, page: gr.Blocks) -> None:
         """Connect the parts and the load of the page."""
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        shown = [self.theme, self.tips, self.field, self.table, self.folders]
+        shown = [self.theme, self.tips, self.field, self.table, self.folders, self.report]
         page.load(self._load, [self.tab], shown, **quiet).then(
             None, [self.theme, self.tips], None, js=_APPLY, api_visibility="private"
         )
@@ -148,7 +149,8 @@ class SettingsTab:
     def _load(self, tab: str) -> list[Any]:
         now = self._now()
         field = gr.Dropdown(choices=self._field_choices(tab))
-        return [now.theme, now.tooltips, field, self._defaults_html(now), self._folders_html(now)]
+        tables = [self._defaults_html(now), self._folders_html(now), self._report_html(now)]
+        return [now.theme, now.tooltips, field, *tables]
 
     def _field_choices(self, tab: str) -> list[tuple[str, str]]:
         fields = form_fields(tab) if tab in TABS else {}
@@ -167,20 +169,34 @@ class SettingsTab:
                     f"<tr><td>{title}</td><td>{escape(self.words(option.label))}</td><td><code>{escape(key)}</code>"
                     f"</td><td>{escape(str(widgets.show(option, value)))}</td></tr>"
                 )
-        return self._table_html(rows, self.words("No field has a first value of its own."))
+        words = self.words
+        heads = (words("Training tab"), words("Field"), words("Name in files"), words("First value"))
+        return self._table_html(heads, rows, words("No field has a first value of its own."))
 
     def _folders_html(self, now: Settings) -> str:
         rows = [
             f"<tr><td>{escape(self._place_name(key))}</td><td>{escape(folder)}</td></tr>"
             for key, folder in now.start_folders.items()
         ]
-        return self._table_html(rows, self.words("Dialogs begin where they were used last."))
+        heads = (self.words("Dialog of the field"), self.words("Folder"))
+        return self._table_html(heads, rows, self.words("Dialogs begin where they were used last."))
 
     def _place_name(self, key: str) -> str:
         return self.words("Open a configuration") if key == OPEN else self.words(_PATH_KINDS.get(key, key))
 
-    def _table_html(self, rows: list[str], empty: str) -> str:
-        return f"<table class='k-table'>{''.join(rows)}</table>" if rows else f"<p class='k-quiet'>{escape(empty)}</p>"
+    def _table_html(self, heads: Sequence[str], rows: list[str], empty: str) -> str:
+        if not rows:
+            return f"<p class='k-quiet'>{escape(empty)}</p>"
+        head = "".join(f"<th scope='col'>{escape(text)}</th>" for text in heads)
+        return f"<table class='k-table'><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+    def _report_html(self, now: Settings) -> str:
+        """What the settings file says that has no meaning here."""
+        if not now.report:
+            return ""
+        lines = "".join(f"<li>{escape(self.words.said(line.message))}</li>" for line in now.report)
+        title = self.words("Without effect in the settings file: {n}", n=len(now.report))
+        return f"<details><summary>{escape(title)}</summary><ul>{lines}</ul></details>"
 
     def _fixed_html(self) -> str:
         """What the page cannot change, and how the person at the machine can."""

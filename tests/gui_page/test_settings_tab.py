@@ -113,6 +113,12 @@ def test_a_file_that_cannot_be_read_is_left_alone(tab: SettingsTab) -> None:
     assert tab._load("lora")[0] == ""
 
 
+def test_what_has_no_meaning_in_the_file_is_listed(tab: SettingsTab) -> None:
+    assert "strange" in tab._load("lora")[-1] and "<details>" in tab._load("lora")[-1]
+    tab.path.write_text("")
+    assert tab._load("lora")[-1] == ""
+
+
 def test_what_is_shown_is_escaped_and_never_a_secret(tab: SettingsTab) -> None:
     tab.path.write_text('[advanced]\nwandb_api_key = "tell_nobody"\n[model]\noutput_name = "<img src=x>"\n')
     html = tab._defaults_html(load_settings(tab.path))

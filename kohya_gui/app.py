@@ -14,7 +14,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio as gr
 from starlette.middleware import Middleware
 
-from kohya_gui import frozen, served, spoken, widgets  # noqa: F401 (frozen acts by being imported, before the others)
+from kohya_gui import served, spoken, widgets
 from kohya_gui.exposure import Exposure, SameSite
 from kohya_gui.gate import Gate
 from kohya_gui.layouts import LAYOUTS

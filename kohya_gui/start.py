@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kohya_gui import password
+from kohya_gui import frozen, password
 from sd_scripts.schema.errors import UserError
 
 if TYPE_CHECKING:
@@ -140,6 +140,8 @@ def serve(options: argparse.Namespace) -> int:
     if options.demo:
         values, start_name, first = demo.prepare(PROJECT), demo.NAME, "jobs"
         demo.start(store, values)
+    with words.building():
+        reach = open_to.sentence(words)
     services = Services(
         roots=paths.Roots(folders),
         jobs=store,
@@ -147,7 +149,7 @@ def serve(options: argparse.Namespace) -> int:
         home=home,
         remembered=settings.Remembered(store.root / ".page.json", chosen.start_folders),
         settings=chosen,
-        reach=open_to.sentence(words),
+        reach=reach,
         exposed=not open_to.local,
         headless=options.headless,
         start=values,
@@ -164,12 +166,17 @@ def _shared(url: str | None) -> str:
 
 
 def _run(options: argparse.Namespace, services: "Services", open_to: "Exposure") -> int:
-    from kohya_gui import app
+    with frozen.quick_start():
+        from kohya_gui import app
 
-    page = app.build(services)
-    url = page.launch(
-        open_to, port=options.server_port, inbrowser=options.inbrowser, root_path=options.root_path, debug=options.debug
-    )
+        page = app.build(services)
+        url = page.launch(
+            open_to,
+            port=options.server_port,
+            inbrowser=options.inbrowser,
+            root_path=options.root_path,
+            debug=options.debug,
+        )
     print(f"The page is at {url}", flush=True)
     if open_to.share:
         print(_shared(page.blocks.share_url), flush=True)

@@ -39,7 +39,9 @@ CAPTIONS = Group(
     ),
 )
 
-ABOUT_MODEL = Group("About the base model", ("clip_skip", "max_token_length", "vae", "no_half_vae"))
+ABOUT_MODEL = Group(
+    "About the base model", ("clip_skip", "max_token_length", "vae", "no_half_vae", "tokenizer_cache_dir")
+)
 
 WRITTEN_FILE = Group(
     "The file that is written",
@@ -112,7 +114,6 @@ def rates(*keys: str) -> Group:
             "lr_scheduler_args",
             "optimizer_args",
             "max_grad_norm",
-            "epoch",
         ),
     )
 
@@ -271,7 +272,12 @@ LOGGING = Group(
     ),
 )
 
-FLAGS = Group("Further flags", ("additional_parameters",))
+FLAGS = Group("Further flags", ("additional_parameters",), wide=frozenset(("additional_parameters",)))
+
+OLDER = Group(
+    "Kept for older files and scripts",
+    ("epoch", "caption_extention", "use_8bit_adam", "use_lion_optimizer", "diffusers_xformers"),
+)
 
 LEARNING = (MEMORY, MORE_CAPTIONS, VARYING, NOISE, LOSS, SAVING, VALIDATION, LOADING, LOGGING)
 """The subjects of the advanced page that every tab has."""
@@ -284,7 +290,7 @@ def parameters(basic: tuple[Group, ...], advanced: tuple[Group, ...] = (), pages
         "Parameters",
         pages=(
             Page("basic", "Basic", groups=(*basic, SIZES, CACHING)),
-            Page("advanced", "Advanced", groups=(*LEARNING, *advanced, FLAGS), pages=pages),
+            Page("advanced", "Advanced", groups=(*LEARNING, *advanced, FLAGS, OLDER), pages=pages),
         ),
     )
 

@@ -54,9 +54,9 @@ def needs_resolution(values: Values) -> Finding | None:
     except UserError as problem:
         return error(problem.key, problem.message, problem.hint)
     if not values["enable_bucket"] and (width % 8 or height % 8):
-        return warning(
+        return error(
             "resolution",
-            f"The resolution {width}x{height} is no multiple of 8; up to 7 pixels at the edges are not learned.",
+            f"The resolution is {width}x{height}, but both sides must be multiples of 8.",
             "Use a multiple of 64, or switch on buckets.",
         )
     return None
@@ -97,6 +97,10 @@ def bucket_range(values: Values) -> Finding | None:
 def bucket_steps(values: Values) -> Finding | None:
     """Sides of buckets suit the model."""
     step = values["bucket_reso_steps"]
+    if step % 8:
+        return error(
+            "bucket_reso_steps", f"The step between bucket sizes is {step}, but must be a multiple of 8.", "Use 64."
+        )
     if not values["enable_bucket"] or step % 64 == 0:
         return None
     if values["sdxl"] and step % 32:

@@ -30,7 +30,7 @@ CASES: list[tuple[Any, str, str | None, Values, Values]] = [
         {"resolution": None, "dataset_config": "d.toml"},
     ),
     (rules_data.needs_resolution, "error", "resolution", {"resolution": "big"}, {"resolution": "512,768"}),
-    (rules_data.needs_resolution, "warning", "resolution", {"resolution": "500"}, {"resolution": "500", **BUCKETS}),
+    (rules_data.needs_resolution, "error", "resolution", {"resolution": "500"}, {"resolution": "500", **BUCKETS}),
     (
         rules_data.bucket_range,
         "error",
@@ -63,8 +63,15 @@ CASES: list[tuple[Any, str, str | None, Values, Values]] = [
         rules_data.bucket_steps,
         "warning",
         "bucket_reso_steps",
-        {**BUCKETS, "bucket_reso_steps": 1},
+        {**BUCKETS, "bucket_reso_steps": 8},
         {**BUCKETS, "bucket_reso_steps": 128},
+    ),
+    (
+        rules_data.bucket_steps,
+        "error",
+        "bucket_reso_steps",
+        {"bucket_reso_steps": 12},
+        {"bucket_reso_steps": 8},
     ),
     (
         rules_data.face_crop,

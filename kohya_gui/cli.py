@@ -140,7 +140,11 @@ def _form(options: argparse.Namespace) -> Form:
     opened = configs.open_file(options.file, options.tab)
     if opened.partial and (options.file.suffix.lower() in (".json", ".toml") or len(opened.values) < 2):
         raise UserError(opened.report[0].message if opened.report else "The file is no saved form.")
-    values = {**opened.values, **_changes(opened.tab, [*options.set, *options.changes])}
+    changes = _changes(opened.tab, [*options.set, *options.changes])
+    values = {**opened.values, **changes}
+    if {"v2", "sdxl"} & changes.keys() and "model_family" not in changes:
+        # the trainers' own switches, as scripts give them, go before what the file chose
+        values.pop("model_family", None)
     if not options.quiet:
         for line in opened.report:
             print(f"{line.kind}: {line.message}", file=sys.stderr)
@@ -309,6 +313,8 @@ def _progress(view: JobView) -> str:
         parts.append(view.phase + counted)
     if view.of:
         parts.append(f"{view.step}/{view.of}")
+    if view.tool and view.state == "done" and view.end_reason:
+        parts.append(view.end_reason)
     if view.loss is not None:
         parts.append(f"loss {view.loss:.4f}")
     if view.running and view.speed:
@@ -366,5 +372,7 @@ def _plain(view: JobView) -> dict[str, Any]:
         "hint",
         "gpu_set",
         "created",
+        "tool",
+        "end_reason",
     )
     return {name: getattr(view, name) for name in names} | {"folder": str(view.folder)}

@@ -1,12 +1,13 @@
 """The order in which waiting jobs start, kept on disk, and which jobs may run beside each other."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from kohya_gui.supervisor import read_json, write_json
 
 FILE = "queue.json"
 ALL, NONE = "all", "none"
+MOST_WITHOUT_GPU = 2
 
 
 class QueueFile:
@@ -71,3 +72,10 @@ def clash(first: str, second: str) -> bool:
     if ALL in (first, second):
         return True
     return not set(first.split(",")).isdisjoint(second.split(","))
+
+
+def has_room(wanted: str, busy: Sequence[str]) -> bool:
+    """Whether a job with these GPUs may start beside those; of jobs that need none a few run at once."""
+    if wanted == NONE:
+        return busy.count(NONE) < MOST_WITHOUT_GPU
+    return not any(clash(wanted, other) for other in busy)

@@ -20,7 +20,7 @@ from typing import Any
 from kohya_gui import command, job_again, job_plan, job_process, job_summary, job_view, supervisor, tools
 from kohya_gui.job_folder import CONTROL, EVENTS, folder_name, told, write_command
 from kohya_gui.job_log import Curves, JobLog, console_lines, pace
-from kohya_gui.job_queue import QueueFile, clash
+from kohya_gui.job_queue import QueueFile, clash, has_room
 from kohya_gui.job_view import JobView
 from kohya_gui.secret_store import SecretStore
 from kohya_gui.speeds import SpeedHistory
@@ -135,7 +135,7 @@ class JobStore:
             busy = [view.gpu_set for view in views if view.running]
             # one without a place has lost files of its folder, such as the note that it was started
             for view in sorted((v for v in views if v.position), key=lambda v: v.position or 0):
-                if not any(clash(view.gpu_set, other) for other in busy):
+                if has_room(view.gpu_set, busy):
                     folder, spec = self._find(view.id)
                     self._launch(folder, spec)
                     started.append(view.id)

@@ -56,12 +56,14 @@ class FolderPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a preparation will do. `free` is the disk's free space in bytes."""
+    """Everything that a preparation will do. `free` is the disk's free space in bytes; `kept` says how many earlier
+    changes can be undone and how many bytes lie there for that."""
 
     folders: tuple[FolderPlan, ...]
     make: tuple[Path, ...]
     free: int
     interrupted: int
+    kept: tuple[int, int] = (0, 0)
     form: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -162,8 +164,9 @@ def plan(asked: Wanted, roots: Roots) -> Plan:
         "output_dir": str(target / "model"),
         "logging_dir": str(target / "log"),
     }
-    left = len(Journal(target).interrupted()) if target.is_dir() else 0
-    return Plan(tuple(folders), made, free_space(target), left, filled)
+    journal = Journal(target)
+    left, kept = (len(journal.interrupted()), journal.kept()) if target.is_dir() else (0, (0, 0))
+    return Plan(tuple(folders), made, free_space(target), left, kept, filled)
 
 
 def free_space(path: Path) -> int:

@@ -95,6 +95,12 @@ class Journal:
         """The change that `undo` would take back."""
         return next((change for change in reversed(self.changes()) if change.state == DONE), None)
 
+    def kept(self) -> tuple[int, int]:
+        """How many changes can still be undone, and how many bytes are kept for that."""
+        changes = [change for change in self.changes() if change.state == DONE]
+        size = sum(path.stat().st_size for change in changes for path in change.before.rglob("*") if path.is_file())
+        return len(changes), size
+
     def interrupted(self) -> list[Path]:
         """The folders of changes that were begun and not brought to an end."""
         states = {folder: _read(folder) for folder in self._folders()}

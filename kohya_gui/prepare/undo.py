@@ -86,7 +86,7 @@ def undo_job(folder: Path, roots: Roots) -> dict[str, int]:
 
 
 def _put_back(path: Path, entry: Written, folder: Path) -> str:
-    kept = folder / KEPT / entry.kept if entry.kept else None
+    kept = folder / KEPT / Path(entry.kept).name if entry.kept else None
     if not _as_left(path, entry):
         # an undo that was interrupted has put some back already
         return "restored" if kept is not None and _same(path, kept) else "changed"

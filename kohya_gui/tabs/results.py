@@ -7,6 +7,7 @@ from kohya_gui.localization import Words
 from kohya_gui.pickers import size_text
 from kohya_gui.prepare.balance import Renaming
 from kohya_gui.prepare.folders import Plan
+from kohya_gui.prepare.journal import PLACE
 from kohya_gui.prepare.looks import Look
 from sd_scripts.schema.errors import UserError
 
@@ -72,6 +73,12 @@ def preparation(plan: Plan, words: Words, *, done: bool = False) -> str:
         lines = [(words("Copied"), size_text(plan.size))]
     if over:
         lines.append((words("Not copied"), words("{n} files that belong to no picture, or caches", n=over)))
+    changes, kept = plan.kept
+    if kept:
+        text = words(
+            "{size} of {n} earlier preparations, in the folder {name}", size=size_text(kept), n=changes, name=PLACE
+        )
+        lines.append((words("Kept for Undo"), text))
     if plan.interrupted:
         lines.append((words("Interrupted before"), words("an earlier change is put right first")))
     title = words("What was done") if done else words("What will happen")

@@ -84,6 +84,8 @@ def test_what_stood_there_is_kept_and_comes_back(home: Path) -> None:
     folders.prepare(asked(home), Roots([home]))
     folders.prepare(asked(home), Roots([home]))
     assert not (place / "old.png").exists() and len(list(place.iterdir())) == 8
+    changes, size = folders.plan(asked(home), Roots([home])).kept
+    assert changes == 2 and size > len(b"precious")
     folders.undo(home / "train")
     assert len(list(place.iterdir())) == 8
     folders.undo(home / "train")

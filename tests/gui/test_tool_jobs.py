@@ -12,6 +12,7 @@ from gui_bench import Bench
 from kohya_gui import command, job_plan, tools
 from kohya_gui.cli import main as cli
 from kohya_gui.command import Plan, Step
+from kohya_gui.job_queue import has_room
 from kohya_gui.jobs import Job
 from kohya_gui.paths import Roots
 from kohya_gui.prepare.undo import can_undo, undo_job, written
@@ -100,6 +101,11 @@ def test_tools_on_files_need_no_gpu_and_do_not_wait_for_a_training(bench: Bench,
     assert bench.store.get(waits.id).state == "waiting"
     with pytest.raises(UserError, match="same GPU"):
         bench.store.start(waits.id)
+
+
+def test_of_tools_without_gpu_a_few_run_at_once() -> None:
+    assert has_room("none", ["all", "none"]) and not has_room("none", ["none", "none"])
+    assert not has_room("0", ["none", "0"]) and has_room("0", ["none", "1"])
 
 
 def test_two_tools_in_one_folder_are_refused(bench: Bench, cats: Path) -> None:
@@ -239,4 +245,5 @@ def test_the_terminal_lists_tools(bench: Bench, cats: Path, capsys: pytest.Captu
     bench.store.tick()
     bench.wait(job.id, "done")
     assert cli(["jobs", "--jobs_dir", str(bench.store.root)]) == 0
-    assert f"{job.id}  captions              done" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{job.id}  captions              done · 1 captions written, 3 left as they were" in said

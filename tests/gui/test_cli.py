@@ -92,6 +92,20 @@ def test_every_tab_is_found_from_its_file(tab: str, tmp_path: Path, capsys: pyte
     assert tomllib.loads(capsys.readouterr().out)["output_name"] == "x"
 
 
+def test_switches_of_the_trainers_count_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "form.json"
+    configs.write_file(path, configs.save_text("lora", {"model_family": "sd1", "pretrained_model_name_or_path": "m"}))
+    for changes, trainer in (
+        (["sdxl=true"], "sdxl_train_network"),
+        (["v2=true"], "train_network"),
+        (["model_family=sdxl"], "sdxl_train_network"),
+        ([], "train_network"),
+    ):
+        assert cli.main(["command", str(path), "--json", *changes]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["trainer"] == trainer and found["config"].get("v2", False) is (changes == ["v2=true"])
+
+
 def test_the_line_is_for_linux_or_windows(form: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["command", str(form), "--windows"]) == 0
     windows = capsys.readouterr().out.splitlines()[0]

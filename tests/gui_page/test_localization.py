@@ -2,11 +2,13 @@
 
 import json
 import string
+from html import escape
 from pathlib import Path
 
 import pytest
 
-from kohya_gui.localization import FOLDER, Words, languages, load
+from kohya_gui.kohya_labels import labels_by_key, old_labels
+from kohya_gui.localization import FOLDER, OWN_NAMES, Language, Words, languages, load
 from sd_scripts.schema.errors import UserError
 
 
@@ -47,3 +49,93 @@ def test_an_unknown_language_names_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "de.json").write_text(json.dumps({}), encoding="utf-8")
     with pytest.raises(UserError, match="en, de"):
         load("../de", tmp_path)
+
+
+GERMAN = Language(
+    "de",
+    {
+        "Save": "Speichern",
+        "step {n}": "Schritt {n}",
+        "{when} or {other}": "{other} oder {when}",
+        "The folder {path} does not exist.": "Den Ordner {path} gibt es nicht.",
+        "There are {n} pictures in {name}.": "In {name} liegen {n} Bilder.",
+        "Rank": "Rang",
+        "{name} must be a number.": "{name} muss eine Zahl sein.",
+        "Say 'no' & go": "Sag \u201enein\u201c & geh",
+    },
+)
+
+
+def test_what_is_said_while_the_page_is_built_is_translated_when_it_is_sent() -> None:
+    words = Words({})
+    with words.building():
+        save = words("Save")
+        both = words("{when} or {other}", when=words("step {n}", n=3), other="<b>{n}</b>")
+    assert save != "Save" and words("Save") == "Save"
+    assert words.finish(f"<p>{save}: {both}</p>", GERMAN) == "<p>Speichern: <b>{n}</b> oder Schritt 3</p>"
+    assert words.finish(f"{save}: {both}", Language()) == "Save: step 3 or <b>{n}</b>"
+
+
+def test_text_that_was_escaped_for_html_is_found_and_escaped_again() -> None:
+    words = Words({})
+    with words.building():
+        marked = escape(words("Say 'no' & go"))
+    assert words.finish(marked, GERMAN, html=True) == "Sag \u201enein\u201c &amp; geh"
+    assert words.finish(marked, Language(), html=True) == "Say &#x27;no&#x27; &amp; go"
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("Save", "Speichern"),
+        ("The folder /a/{b}/The folder does not exist.", None),
+        ("The folder /a b/c does not exist.", "Den Ordner /a b/c gibt es nicht."),
+        ("There are 1,234 pictures in my (new) set.", "In my (new) set liegen 1,234 Bilder."),
+        ("Rank must be a number.", "Rang muss eine Zahl sein."),
+        ("Nobody translated this.", "Nobody translated this."),
+        ("", ""),
+    ],
+)
+def test_sentences_made_elsewhere_are_found_by_their_pattern(sentence: str, expected: str | None) -> None:
+    said = GERMAN.said(sentence)
+    assert said == expected if expected is not None else "/a/{b}/" in said
+
+
+def test_a_request_is_answered_in_its_language(tmp_path: Path) -> None:
+    (tmp_path / "de.json").write_text(json.dumps({"Save": "Speichern"}), encoding="utf-8")
+    (tmp_path / "broken.json").write_text("[", encoding="utf-8")
+    wanted = iter(("de", "de", "", "", "xx", "xx", "../de", "../de", "broken", "broken"))
+    words = load(None, tmp_path)
+    words.listen(lambda: next(wanted))
+    assert (words("Save"), words.language) == ("Speichern", "de")
+    for _ in range(4):
+        assert (words("Save"), words.language) == ("Save", "en")
+
+
+def test_the_menu_has_every_language_by_its_own_name(tmp_path: Path) -> None:
+    for name in ("de", "zh-CN", "tlh"):
+        (tmp_path / f"{name}.json").write_text("{}", encoding="utf-8")
+    offered = load("de", tmp_path).offered()
+    assert list(offered.items()) == [("en", "English"), ("zh-CN", "简体中文"), ("de", "Deutsch"), ("tlh", "tlh")]
+    assert set(languages()) <= set(OWN_NAMES)
+
+
+def test_a_slip_in_a_translation_breaks_nothing_and_brings_no_html(tmp_path: Path) -> None:
+    table = {"step {n}": "Schritt {m} {n.__class__}", "Save": '<img src=x onerror="alert(1)">', "Open": " "}
+    (tmp_path / "xx.json").write_text(json.dumps(table), encoding="utf-8")
+    words = load("xx", tmp_path)
+    assert words("step {n}", n=3) == "Schritt {m} {n.__class__}"
+    assert "<" not in words("Save") and '"' not in words("Save") and words("Open") == "Open"
+    (tmp_path / "yy.json").write_text('{"a": "\\ue000b\\ue003"}', encoding="utf-8")
+    with pytest.raises(UserError):
+        load("yy", tmp_path)
+
+
+def test_a_file_made_for_kohya_ss_works_when_dropped_in(tmp_path: Path) -> None:
+    theirs = {"Network Rank (Dimension)": "网络秩", "Learning rate ": "学习率", "LR Scheduler": "调度器"}
+    (tmp_path / "zh-XX.json").write_text(json.dumps(theirs), encoding="utf-8")
+    words = load("zh-XX", tmp_path)
+    assert words("Rank") == "网络秩" and words("Learning rate") == "学习率"
+    assert "Network Rank (Dimension)" in old_labels("Rank")
+    labels = labels_by_key()
+    assert len(labels) > 150 and all(labels.values())

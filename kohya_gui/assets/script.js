@@ -51,7 +51,7 @@
     if (!state?.t) return;
     heard[tab] = true;
     if (state.fields) { K.state[tab] = state.fields; paint(tab); }
-    if (state.fields && K.leaving === tab) after('reload', 500, () => location.reload());
+    if (state.looked && K.leaving === tab) after('reload', 500, () => location.reload());
     if (state.sheet) K.sheet(state.sheet.title, state.sheet.html);
     if (state.close) sheet.close();
     if (state.top) K.top(state.top);

@@ -8,9 +8,9 @@ def channel(**message: Any) -> dict[str, Any]:
     """A message for `kohya.receive`; the time makes two equal messages two messages.
 
     Args:
-        message: any of fields (marks and notes), sheet (title and html of a dialog), close, top (tab to show), go
-        (field to
-            show), browse (dialog to open), later (look at the plan again).
+        message: any of fields (marks and notes, if they are new), looked (the plan was made), sheet (title and html
+            of a dialog), close, top (tab to show), go (field to show), browse (dialog to open), later (look at the plan
+            again soon), again (look again after so many milliseconds, if somebody still looks).
     """
     return {**message, "t": time.time()}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from kohya_gui import checks, command, configs, model_kind, pickers, widgets
+from kohya_gui import checks, command, configs, pickers, widgets
 from kohya_gui.checks import PlanView
 from kohya_gui.counting import Counter
 from kohya_gui.forecast import Forecast
@@ -82,7 +82,7 @@ class TrainingTab:
         known = tab_fields(spec.name)
         pages = complete_layout(spec.pages, known, spec.rest_pages, spec.set_by_page)
         self.start_file = starting_point(spec, services)
-        self.form = Form(spec.name, known, pages, services.words, self.start_file.values)
+        self.form = Form(spec.name, known, pages, services.words, self.start_file.values, allowed=services.roots.allows)
         self.bar = ConfigBar(spec.name, self.form, services, self.start_file)
         self.dataset = DatasetTab(spec.name, services)
         wanted = any(page.extra == "preparation" for page in pages)
@@ -245,8 +245,7 @@ class TrainingTab:
 
     def _applicable(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values without those of fields that do not apply to the base model and the other choices."""
-        off = self.form.hidden(model_kind.resolve(values))
-        return {key: value for key, value in values.items() if key not in off}
+        return self.form.applicable(values)
 
     def _forecast(self, found: Collected, view: PlanView, who: str) -> Forecast | None:
         """What the trainer itself says of the run, once nothing else stands in its way; None while it is not asked."""
@@ -262,7 +261,7 @@ class TrainingTab:
 
     def _fields_message(self, file: FileState, found: Collected, view: PlanView) -> dict[str, Any]:
         changed = self.form.changed(found.values, file.values)
-        off = self.form.hidden(model_kind.resolve(found.values))
+        off = self.form.hidden(found.values)
         notes = plan_view.notes(view, remarks(view, found.values, self.words), self.words)
         bad = {key for key, note in notes.items() if note["say"] == "error"}
         return {"changed": changed, "off": off, "notes": notes, **self.form.summary(changed, off, bad)}
@@ -280,7 +279,7 @@ class TrainingTab:
         fields = self._fields_message(file, found, view)
         # what the script knows already is not sent again
         sent = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()
-        message: dict[str, Any] = {} if sent == looker.sent else {"fields": fields}
+        message: dict[str, Any] = {"looked": True} | ({} if sent == looker.sent else {"fields": fields})
         again = COUNTING_PACE if view.counting else forecast.pace if forecast else None
         if again is not None:
             message["again"] = round(again * 1000)
@@ -290,7 +289,7 @@ class TrainingTab:
             ready,
             ready,
             self.bar.name_text(file, found.values),
-            channel(**message) if message else gr.skip(),
+            channel(**message),
             manner,
             Looker(looker.who, sent),
             session.keep(session.digest(self.start_file), file, self.form, contents, manner),
@@ -348,7 +347,9 @@ class TrainingTab:
             return channel(**message, go=first, later=True)
         store = self.services.jobs
         try:
-            made = command.build(self.spec.command, values, allow_plugins=store.allow_plugins)
+            made = command.build(
+                self.spec.command, values, allow_plugins=store.allow_plugins, allowed=self.services.roots.allows
+            )
             job = store.create(made, values, str(values.get("output_name") or file.name or self.spec.title))
             started = store.tick()
         except UserError as error:
@@ -369,7 +370,12 @@ class TrainingTab:
         if kind == "compare":
             return self.bar.compare_sheet(FORM, FILE if file.name else DEFAULTS, file, found.values)
         try:
-            made = command.build(self.spec.command, values, allow_plugins=self.services.jobs.allow_plugins)
+            made = command.build(
+                self.spec.command,
+                values,
+                allow_plugins=self.services.jobs.allow_plugins,
+                allowed=self.services.roots.allows,
+            )
         except UserError as error:
             return channel(sheet={"title": words("Not yet"), "html": plan_view.sentence(words.said(str(error)))})
         if kind == "toml":

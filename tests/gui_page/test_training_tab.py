@@ -74,7 +74,7 @@ def test_a_look_is_quick_and_sends_only_news(lora: TrainingTab, folder: Path) ->
         again = look(lora, values, first)
         took.append(time.process_time() - begun)
     assert min(took) < 0.1
-    assert "value" not in again[CHANNEL] and again[CHANNEL] == gr.skip()
+    assert set(again[CHANNEL]) == {"looked", "t"}
     changed = look(lora, values | {"network_dim": "x"}, first)
     assert changed[CHANNEL]["fields"]["notes"]["network_dim"]["say"] == "error"
     assert changed[LOOKER].who == first[LOOKER].who != "" and changed[START]["interactive"] is False

@@ -44,7 +44,8 @@ def unpacked(numbers: list[int]) -> list[int]:
     """As script.js does it."""
     found: list[int] = []
     for number in numbers:
-        found += [number] if number >= 0 else range(found[-1] + 1, found[-1] + 1 - number)
+        # the page's own event has no component
+        found += [number] if number is None or number >= 0 else range(found[-1] + 1, found[-1] + 1 - number)
     return found
 
 

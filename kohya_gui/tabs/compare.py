@@ -97,7 +97,7 @@ def select(name: str, groups: Groups, chosen: str, *, ask: str = "compare") -> s
 def _row(row: Difference, left: Source, right: Source, tab: str, words: Words) -> str:
     go = f'<button class="k-link" data-go="{escape(row.key)}" data-tab="{tab}">{escape(row.label)}</button>'
     cells = "".join(
-        f'<td data-side="{escape(source.label)}">{escape(text) or words("empty")}{_take(row, side, source, words)}</td>'
+        f"<td>{escape(text) or words('empty')}{_take(row, side, source, words)}</td>"
         for side, source, text in (("left", left, row.left), ("right", right, row.right))
     )
     return f"<tr><td>{go}<small>{escape(row.flag)}</small></td>{cells}</tr>"

@@ -49,7 +49,7 @@ def patch(form: Form, keys: Sequence[str], base: Mapping[str, Any], *, keep_plac
 
 def sections(form: Form, words: Words) -> Groups:
     """What can be set back: (heading, [(section, title)])."""
-    groups: list[tuple[str, list[tuple[str, str]]]] = [("", [(EVERYTHING, words("Everything"))])]
+    groups: list[tuple[str, list[tuple[str, str]]]] = [(words("The form"), [(EVERYTHING, words("Everything"))])]
 
     def add(page: Page, above: str) -> None:
         title = f"{above}{words(page.title)}"

@@ -14,7 +14,7 @@ _WHOLE_FILES = ("network_dim", "num_vectors_per_token", "save_precision")
 
 def remarks(view: PlanView, values: Mapping[str, Any], words: Words) -> dict[str, str]:
     """Option key -> sentence. Fields with an error or warning show that instead."""
-    made = {"pretrained_model_name_or_path": _model(values, words)}
+    made = {"pretrained_model_name_or_path": _model(view, words)}
     for key in ("train_data_dir", "reg_data_dir", "in_json", "dataset_config"):
         made[key] = _pictures(view, key, words)
     made["conditioning_data_dir"] = _control(view, words)
@@ -27,8 +27,9 @@ def remarks(view: PlanView, values: Mapping[str, Any], words: Words) -> dict[str
     return {key: text for key, text in made.items() if text}
 
 
-def _model(values: Mapping[str, Any], words: Words) -> str:
-    text = str(values.get("pretrained_model_name_or_path") or "")
+def _model(view: PlanView, words: Words) -> str:
+    # the plan's values hold no path that may not be looked at
+    text = str(view.values.get("pretrained_model_name_or_path") or "")
     facts = model_facts(text) if text else None
     return words.said(facts.detail) if facts and facts.version != "unknown" and not facts.problem else ""
 

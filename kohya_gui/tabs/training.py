@@ -243,10 +243,6 @@ class TrainingTab:
         )
         return found, plan_view.with_mistakes(view, found.mistakes)
 
-    def _applicable(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values without those of fields that do not apply to the base model and the other choices."""
-        return self.form.applicable(values)
-
     def _forecast(self, found: Collected, view: PlanView, who: str) -> Forecast | None:
         """What the trainer itself says of the run, once nothing else stands in its way; None while it is not asked."""
         planner = self.services.memory
@@ -257,7 +253,7 @@ class TrainingTab:
         if not view.can_start or view.counting or preparing or not os.path.exists(model):
             planner.cancel(who)
             return None
-        return planner.ask(self.spec.command, self._applicable(found.values), who)
+        return planner.ask(self.spec.command, self.form.applicable(found.values), who)
 
     def _fields_message(self, file: FileState, found: Collected, view: PlanView) -> dict[str, Any]:
         changed = self.form.changed(found.values, file.values)
@@ -337,7 +333,7 @@ class TrainingTab:
 
     def _make_job(self, waits: bool, file: FileState, contents: tuple[Any, ...]) -> dict[str, Any]:
         found, view = self._look(contents)
-        values, planner = self._applicable(found.values), self.services.memory
+        values, planner = self.form.applicable(found.values), self.services.memory
         view = checks.with_forecast(view, planner.known(self.spec.command, values) if planner else None)
         wrong = [problem for problem in view.problems if problem.severity == "error"]
         message: dict[str, Any] = {"fields": self._fields_message(file, found, view)}
@@ -365,7 +361,7 @@ class TrainingTab:
 
     def _show(self, kind: str, file: FileState, *contents: Any) -> dict[str, Any]:
         found = self.form.collect(contents)
-        values = self._applicable(found.values)
+        values = self.form.applicable(found.values)
         words = self.words
         if kind == "compare":
             return self.bar.compare_sheet(FORM, FILE if file.name else DEFAULTS, file, found.values)

@@ -11,9 +11,12 @@ import torch
 from PIL import Image
 from script_kit import Run
 
+from kohya_gui.paths import Roots
+from kohya_gui.prepare.undo import undo_job
 from sd_scripts.data.config import build_blueprint
 from sd_scripts.data.dataset import DatasetGroup, build
 from sd_scripts.data.loader import BatchLoader
+from sd_scripts.events import read_events
 from sd_scripts.finetune import (
     clean_captions_and_tags,
     merge_captions_to_metadata,
@@ -68,6 +71,21 @@ def test_from_captions_to_the_first_batch(pictures: Path, tmp_path: Path, tiny_s
     batch = next(iter(BatchLoader(group).epoch(1)))
     assert batch.latents is not None and batch.latents.shape[1] == 4
     assert any("girl" in caption and "blue eyes" in caption for caption in batch.captions)
+
+
+def test_what_a_job_encoded_anew_comes_back(pictures: Path, tmp_path: Path, tiny_sd1: Path) -> None:
+    """As a job the script keeps what stood under its names: older latents and lists are there again after an undo."""
+    meta, job = str(tmp_path / "meta.json"), tmp_path / "job"
+    assert merge_captions_to_metadata.main([str(pictures), meta]) == 0
+    (pictures / "rocket.npz").write_bytes(b"older latents")
+    before = {path: path.read_bytes() for path in (*pictures.iterdir(), Path(meta))}
+    assert prepare_buckets_latents.main(["--job_dir", str(job), str(pictures), meta, meta, str(tiny_sd1), *SMALL]) == 0
+    events, _ = read_events(job / "events.jsonl")
+    assert events[-1]["status"] == "done" and events[-1]["written"] == 5
+    assert [event["done"] for event in events if event["kind"] == "phase"][-1] == 4
+    assert (pictures / "rocket.npz").read_bytes() != b"older latents"
+    assert undo_job(job, Roots([tmp_path])) == {"restored": 2, "removed": 3, "changed": 0}
+    assert {path: path.read_bytes() for path in (*pictures.iterdir(), Path(meta))} == before
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from the trainer's default.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,7 @@ def build(
     job_dir: Path | None = None,
     allow_plugins: bool = False,
     on_cpu: bool | None = None,
+    allowed: Callable[[str], bool] | None = None,
 ) -> Plan:
     """The command for these values. Reads at most the names in the picture folders, writes nothing.
 
@@ -89,12 +90,13 @@ def build(
         job_dir: folder of the job; a placeholder stands in the result if it is not known yet.
         allow_plugins: foreign network, optimizer and dataset classes were allowed by whoever started the page.
         on_cpu: there is no GPU; found out if None.
+        allowed: says of a path whether it may be looked at; None allows all.
 
     Raises:
         UserError: naming the option, if no command can be made.
     """
     notes: list[str] = []
-    name, full, secrets = _complete(command, values, notes)
+    name, full, secrets = _complete(command, values, notes, allowed)
     folder = job_dir if job_dir is not None else Path("JOB_FOLDER")
     full["job_dir"] = str(folder)
     before: list[Step] = []
@@ -112,7 +114,7 @@ def build(
     return Plan(command, argv, toml, dumps(toml), env, notes, files, secrets, before)
 
 
-def trainer(command: str, values: Mapping[str, Any]) -> str:
+def trainer(command: str, values: Mapping[str, Any], allowed: Callable[[str], bool] | None = None) -> str:
     """The trainer that runs: for a tab's own command that of the base model's family and of the other switches.
 
     Raises:
@@ -123,20 +125,24 @@ def trainer(command: str, values: Mapping[str, Any]) -> str:
         return command
     keys = {"model_family", *model_kind.SWITCHES, *(switch for switch, _ in tab.variants)}
     given = typed(command, {key: value for key, value in values.items() if key in keys})
-    return trainer_of(tab.name, model_kind.resolve({**values, **given}))
+    return trainer_of(tab.name, model_kind.resolve({**values, **given}, allowed))
 
 
-def _complete(command: str, values: Mapping[str, Any], notes: list[str]) -> tuple[str, dict[str, Any], dict[str, str]]:
+def _complete(
+    command: str, values: Mapping[str, Any], notes: list[str], allowed: Callable[[str], bool] | None
+) -> tuple[str, dict[str, Any], dict[str, str]]:
     """The trainer, all options of its tab with what follows from others worked out, and the secrets apart."""
     tab = tab_of(command)
     known = tab_options(tab.name)
     given = typed(command, values)
-    name = trainer(command, given)
+    name = trainer(command, given, allowed)
     flags = further_flags(name, given.get("additional_parameters"))
     if "network_module" in flags and "LoRA_type" in known:
         # a network named there is not overruled by the usual kind
         given["LoRA_type"] = "Custom"
-    given = model_kind.resolve({**given, **flags}) | {key: flags[key] for key in model_kind.SWITCHES if key in flags}
+    given = model_kind.resolve({**given, **flags}, allowed) | {
+        key: flags[key] for key in model_kind.SWITCHES if key in flags
+    }
     given["sdxl"] = find_command(name).family == "sdxl"
     if switch_of(name):
         given[switch_of(name)] = True
@@ -147,9 +153,7 @@ def _complete(command: str, values: Mapping[str, Any], notes: list[str]) -> tupl
         for key in [key for key in given if key in known and known[key].kind == "secret"]
         if key in VARIABLES
     }
-    lengths.work_out(given, notes)
-    if name == "train_db":
-        lengths.text_encoder_stop(given, int(known["max_train_steps"].default))
+    _lengths(name, given, notes, allowed)
     _parts_to_train(given)
     if given.get("template") in _TEMPLATES:
         given[_TEMPLATES[given["template"]]] = True
@@ -193,6 +197,16 @@ def _refuse_broken_text(key: str, value: Any) -> None:
             except UnicodeEncodeError as error:
                 shown = item.encode("utf-8", "replace").decode("utf-8")
                 raise UserError(f"{shown!r} holds a sign that is no Unicode.", key, "Rename it.") from error
+
+
+def _lengths(name: str, given: dict[str, Any], notes: list[str], allowed: Callable[[str], bool] | None) -> None:
+    """Steps that follow from epochs and percentages; the pictures are only counted where something follows from it."""
+    unlimited = bool(given.get("epoch")) and not given.get("max_train_steps") and not given.get("max_train_epochs")
+    share = name == "train_db" and bool(given.get("stop_text_encoder_percent"))
+    shown = lengths.shown_pictures(given, allowed) if unlimited or share else None
+    lengths.work_out(given, notes, shown)
+    if name == "train_db":
+        lengths.text_encoder_stop(given, shown, int(trainer_fields(name)["max_train_steps"].default))
 
 
 def _parts_to_train(given: dict[str, Any]) -> None:

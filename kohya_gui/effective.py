@@ -59,7 +59,7 @@ def understand(
         roots: folders the page may touch; None allows all.
         allow_plugins: as for `command.build`.
     """
-    trainer, built, resolved, problems = _build(command_name, values, allow_plugins)
+    trainer, built, resolved, problems = _build(command_name, values, roots, allow_plugins)
     right = not problems
     known = fields(trainer)
     full = complete(trainer, _typed(trainer, resolved))
@@ -78,18 +78,19 @@ def understand(
 
 
 def _build(
-    name: str, values: Mapping[str, Any], allow_plugins: bool
+    name: str, values: Mapping[str, Any], roots: Roots | None, allow_plugins: bool
 ) -> tuple[str, command.Plan | None, dict[str, Any], list[Problem]]:
     """Trainer and command of the values that can be used, these values resolved, and what is wrong with the others."""
     usable = {key: value for key, value in values.items() if value is not None}
     problems: list[Problem] = []
-    trainer = name
+    trainer, allowed = name, None if roots is None else roots.allows
     # each wrong value hides what comes after it, so it is taken out and the rest looked at again
     while True:
-        resolved = model_kind.resolve(usable)
+        resolved = model_kind.resolve(usable, allowed)
         try:
             trainer = command.trainer(name, resolved)
-            return trainer, command.build(name, usable, allow_plugins=allow_plugins), resolved, problems
+            built = command.build(name, usable, allow_plugins=allow_plugins, allowed=allowed)
+            return trainer, built, resolved, problems
         except UserError as error:
             problems.append(Problem("error", error.key, error.message, error.hint))
             if error.key is None or error.key not in usable:

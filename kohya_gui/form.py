@@ -39,6 +39,7 @@ class Form:
         pages: Sequence[Page],
         words: Words,
         start: Mapping[str, Any] | None = None,
+        allowed: Callable[[str], bool] | None = None,
     ) -> None:
         """Args:
         tab: the training tab's name; HTML ids begin with it.
@@ -46,6 +47,7 @@ class Form:
         pages: the complete layout.
         words: the language.
         start: the values the form opens with; missing keys have the trainer's default.
+        allowed: says of a path whether it may be looked at; None allows all.
         """
         self.tab = tab
         self.pages = tuple(pages)
@@ -54,6 +56,7 @@ class Form:
         self.basic = {key for key, option in self.fields.items() if option.basic} | _of_basic_groups(pages)
         self.words = words
         self.start = dict(start or {})
+        self._allowed = allowed
         self._grids = {key: number for number, group in enumerate(_groups(pages)) for key in group.keys}
         self._wide = {key for group in _groups(pages) for key in group.wide}
         self._store: gr.HTML | None = None
@@ -235,7 +238,7 @@ class Form:
         """Keys that do not apply with these values, with the reason."""
         # conditions speak of the switches that the kind of base model stands for
         switches = {key: values[key] for key in SWITCHES if key in values}
-        full = resolve({**switches, **self.effective(values)})
+        full = resolve({**switches, **self.effective(values)}, self._allowed)
         return {
             key: self.words("Applies {when}.", when=self.reason(option.when))
             for key, option in self.fields.items()

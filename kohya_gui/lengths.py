@@ -4,7 +4,7 @@ The numbers are those that the kohya_ss pages give, except where these are at od
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,19 @@ from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.folders import IMAGE_EXTENSIONS, scan_class_folders
 
 
-def work_out(given: dict[str, Any], notes: list[str]) -> None:
-    """Set the steps from the old epochs field, and steps of warm-up and of the text encoder from percentages.
+def work_out(given: dict[str, Any], notes: list[str], shown: int | None) -> None:
+    """Set the steps from the old epochs field, and the steps of warm-up from a percentage.
 
-    Raises:
-        UserError: if the text encoder's share needs a number of steps that cannot be told.
+    Args:
+        given: the values.
+        notes: what was worked out is said here.
+        shown: pictures times repeats, as `shown_pictures` gives it.
     """
     epoch = given.get("epoch")
     if epoch and not given.get("max_train_steps") and not given.get("max_train_epochs"):
-        steps = steps_of(given, int(epoch))
-        if steps:
-            given["max_train_steps"] = steps
-            notes.append(f"{steps} steps, worked out from {epoch} epochs of {shown_pictures(given)} pictures.")
+        if shown:
+            given["max_train_steps"] = steps_of(given, shown, int(epoch))
+            notes.append(f"{given['max_train_steps']} steps, worked out from {epoch} epochs of {shown} pictures.")
         elif given.get("dataset_config"):
             # kohya_ss never counted described datasets: the trainer's own number of steps held
             notes.append("No steps are given: the usual number holds. Give epochs or steps to change it.")
@@ -38,11 +39,12 @@ def work_out(given: dict[str, Any], notes: list[str]) -> None:
             given["lr_warmup_steps"] = min(float(percent) / 100, 0.9999)
 
 
-def text_encoder_stop(given: dict[str, Any], default_steps: int) -> None:
+def text_encoder_stop(given: dict[str, Any], shown: int | None, default_steps: int) -> None:
     """Set the step after which DreamBooth's text encoder rests from the percentage of all steps.
 
     Args:
         given: the values; a number of steps in them goes before the percentage.
+        shown: pictures times repeats, as `shown_pictures` gives it.
         default_steps: how long the trainer trains where nothing is said.
 
     Raises:
@@ -51,11 +53,10 @@ def text_encoder_stop(given: dict[str, Any], default_steps: int) -> None:
     percent = given.get("stop_text_encoder_percent")
     if not percent or given.get("stop_text_encoder_training") is not None:
         return
-    if percent < 0:
-        given["stop_text_encoder_training"] = -1
-    elif percent < 100:
-        epochs = given.get("max_train_epochs")
-        steps = steps_of(given, int(epochs)) if epochs else int(given.get("max_train_steps") or default_steps)
+    if percent < 100:
+        steps = int(given.get("max_train_steps") or default_steps)
+        if given.get("max_train_epochs"):
+            steps = steps_of(given, shown, int(given["max_train_epochs"])) if shown else 0
         if not steps:
             raise UserError(
                 "The steps of the training cannot be counted here, so no share of them can be told.",
@@ -65,19 +66,21 @@ def text_encoder_stop(given: dict[str, Any], default_steps: int) -> None:
         given["stop_text_encoder_training"] = math.ceil(steps / 100 * percent)
 
 
-def steps_of(values: Mapping[str, Any], epochs: int) -> int:
-    """Steps of so many epochs: pictures times repeats, without regard to buckets; 0 if they cannot be counted."""
-    shown = shown_pictures(values)
-    if not shown:
-        return 0
+def steps_of(values: Mapping[str, Any], shown: int, epochs: int) -> int:
+    """Steps of so many epochs of `shown` pictures, without regard to buckets."""
     share = shown / int(values.get("train_batch_size", 1)) / int(values.get("gradient_accumulation_steps", 1))
     return math.ceil(share * epochs * (2 if values.get("reg_data_dir") else 1))
 
 
-def shown_pictures(values: Mapping[str, Any]) -> int | None:
-    """Pictures times repeats of the training folder; None if they cannot be counted from names of files."""
+def shown_pictures(values: Mapping[str, Any], allowed: Callable[[str], bool] | None = None) -> int | None:
+    """Pictures times repeats of the training folder; None if they cannot be counted from names of files.
+
+    Args:
+        values: the values.
+        allowed: says of a path whether it may be looked at; None allows all.
+    """
     folder = values.get("train_data_dir")
-    if values.get("dataset_config") or not folder:
+    if values.get("dataset_config") or not folder or (allowed is not None and not allowed(str(folder))):
         return None
     if values.get("train_dir"):
         # Finetune lists all pictures of the folder, and repeats them all alike

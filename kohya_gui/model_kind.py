@@ -5,7 +5,7 @@ The trainer knows three switches (`v2`, `v_parameterization`, `sdxl`); on the pa
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -66,31 +66,39 @@ def detect(model: str) -> str:
     return facts.version if facts.version in FAMILIES else ""
 
 
-def resolve(values: Mapping[str, Any]) -> dict[str, Any]:
+def resolve(values: Mapping[str, Any], allowed: Callable[[str], bool] | None = None) -> dict[str, Any]:
     """The values with `v2`, `v_parameterization` and `sdxl` worked out from `model_family`.
 
     With "auto", switches of an older file hold if any is there, else the header of the base model tells, else it is
     Stable Diffusion 1. Resolving twice changes nothing more, and the second time no file is looked at.
+
+    Args:
+        values: option key -> value.
+        allowed: says of a path whether it may be looked at; None allows all.
     """
+    model = str(values.get("pretrained_model_name_or_path") or "")
+    if allowed is not None and model not in _HUB and not allowed(model):
+        # even to ask a foreign machine whether a file is there tells it who asks
+        model = ""
     chosen = values.get("model_family") or AUTO_FAMILY
     given = {key: values[key] for key in SWITCHES if values.get(key) is not None}
     if chosen in FAMILIES:
         switches = dict(zip(SWITCHES, FAMILIES[chosen], strict=True))
         if not chosen.startswith("sd2"):
             # other families have a few models that predict velocity, which only their header or an older file says
-            said = given["v_parameterization"] if "v_parameterization" in given else _says_velocity(values)
+            said = given["v_parameterization"] if "v_parameterization" in given else _says_velocity(model)
             switches["v_parameterization"] = said
     elif given:
         switches = dict.fromkeys(SWITCHES, False) | given
     else:
-        switches = dict(zip(SWITCHES, FAMILIES[_detected(values) or "sd1"], strict=True))
-        switches["v_parameterization"] = switches["v_parameterization"] or _says_velocity(values)
+        switches = dict(zip(SWITCHES, FAMILIES[detect(model) or "sd1"], strict=True))
+        switches["v_parameterization"] = switches["v_parameterization"] or _says_velocity(model)
     return {**values, **switches}
 
 
-def family(values: Mapping[str, Any]) -> str:
-    """The family that these values mean: a key of `FAMILIES`."""
-    resolved = resolve(values)
+def family(values: Mapping[str, Any], allowed: Callable[[str], bool] | None = None) -> str:
+    """The family that these values mean: a key of `FAMILIES`; `allowed` as for `resolve`."""
+    resolved = resolve(values, allowed)
     if resolved["sdxl"]:
         return "sdxl"
     if resolved["v2"]:
@@ -114,10 +122,5 @@ def from_switches(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, "model_family": "sdxl" if sdxl else "sd2-v" if velocity else "sd2"}
 
 
-def _detected(values: Mapping[str, Any]) -> str:
-    return detect(str(values.get("pretrained_model_name_or_path") or ""))
-
-
-def _says_velocity(values: Mapping[str, Any]) -> bool:
-    model = str(values.get("pretrained_model_name_or_path") or "")
+def _says_velocity(model: str) -> bool:
     return bool(model) and model not in _HUB and model_facts(model).prediction == "v_prediction"

@@ -56,7 +56,7 @@ class ToolForm:
         self.where = where
         group = Group("", tuple(fields), plain=True, basic=True, wide=frozenset(wide))
         first = {**(start or {}), **services.settings.tool_values(name, fields)}
-        self.form = Form(name, fields, (Page("fields", "", (group,)),), services.words, first)
+        self.form = Form(name, fields, (Page("fields", "", (group,)),), services.words, first, services.roots.allows)
         self.group = group
         self.blanks = tuple(blanks)
 

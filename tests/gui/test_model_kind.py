@@ -127,3 +127,31 @@ def test_the_family_chooses_the_trainer(tab: Any, tmp_path: Path) -> None:
     assert Path(told.argv[-3]).stem == tab.command
     assert told.toml["v2"] is told.toml["v_parameterization"] is True
     assert {"model_family", "sdxl"} & (seen.toml.keys() | told.toml.keys()) == set()
+
+
+def test_nothing_outside_the_allowed_folders_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for folder in (inside, outside):
+        (folder / "10_cat").mkdir(parents=True)
+        (folder / "10_cat" / "a.png").touch()
+        header_file(folder / "model.safetensors", FILES["sdxl"])
+    asked: list[str] = []
+    stat, scandir = os.stat, os.scandir
+    monkeypatch.setattr(os, "stat", lambda path, *a, **k: asked.append(str(path)) or stat(path, *a, **k))
+    monkeypatch.setattr(os, "scandir", lambda path=".": asked.append(str(path)) or scandir(path))
+
+    def allowed(path: str) -> bool:
+        return path.startswith(str(inside))
+
+    for folder, kind, steps in ((inside, "sdxl", 10), (outside, "sd1", None)):
+        values = {
+            "pretrained_model_name_or_path": str(folder / "model.safetensors"),
+            "train_data_dir": str(folder),
+            "epoch": 1,
+        }
+        assert family(values, allowed) == kind
+        plan = command.build("train_db", values, job_dir=tmp_path, on_cpu=True, allowed=allowed)
+        assert plan.toml.get("max_train_steps") == steps
+        assert Path(plan.argv[-3]).stem == ("sdxl_train" if kind == "sdxl" else "train_db")
+    assert any(path.startswith(str(inside)) for path in asked)
+    assert not [path for path in asked if path.startswith(str(outside))]

@@ -24,7 +24,7 @@ TICK_SECONDS = 1.0
 def buttons(name: str, words: Words, start: str) -> tuple[gr.Row, tuple[gr.Button, gr.Button, gr.Button]]:
     """A row with Start, Dry run and Undo; `start` is the text of the first, already in the page's language."""
     with gr.Row(elem_classes=["k-start", "k-tool-buttons"]) as row:
-        run = gr.Button(start, variant="primary", elem_id=f"{name}-run", min_width=0, scale=0)
+        run = gr.Button(start, variant="primary", elem_id=f"{name}-start", min_width=0, scale=0)
         dry = gr.Button(words("Dry run"), elem_id=f"{name}-dry", min_width=0, scale=0)
         undo = gr.Button(words("Undo"), elem_id=f"{name}-undo", min_width=0, scale=0)
     return row, (run, dry, undo)

@@ -46,7 +46,7 @@ def test_folders_are_prepared_balanced_and_copied_into_the_form(visit: Visit, ra
     page.click(f"#{form}-dry")
     expect(page.locator(f"#{form}-result")).to_contain_text("10_ohwx cat")
     assert not target.exists()
-    page.click(f"#{form}-run")
+    page.click(f"#{form}-start")
     expect(page.locator(f"#{form}-result h2")).to_have_text("What was done")
     assert len(list((target / "img" / "10_ohwx cat").iterdir())) == 7
 
@@ -59,7 +59,7 @@ def test_folders_are_prepared_balanced_and_copied_into_the_form(visit: Visit, ra
     page.click("#lora-page-preparation-button")
     page.click("#lora-prep-balance-button")
     fill(page, "lora_prep_balance", folder=str(target / "img"), concept_repeats="100")
-    page.click("#lora_prep_balance-run")
+    page.click("#lora_prep_balance-start")
     expect(page.locator("#lora_prep_balance-result")).to_contain_text("25_ohwx cat")
     assert (target / "img" / "25_ohwx cat").is_dir()
     page.click("#lora_prep_balance-undo")
@@ -76,7 +76,7 @@ def test_a_tool_captions_as_a_job_that_opens_again_in_its_form(visit: Visit, raw
     fill(page, form, images_dir=str(raw), caption_text="a rocket")
     page.click(f"#{form}-dry")
     expect(page.locator(f"#{form}-result")).to_contain_text("New captions")
-    page.click(f"#{form}-run")
+    page.click(f"#{form}-start")
     expect(page.locator(f"#{form}-result")).to_contain_text("1 captions written")
     assert (raw / "rocket.txt").read_text() == "a rocket"
     page.reload()

@@ -16,6 +16,11 @@ from sd_scripts.schema.values import trains_text_encoder
 Values = Mapping[str, Any]
 _FAMILIES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sd2-v": "SD 2.x (v)", "sdxl": "SDXL"}
 
+_STEPS = {
+    "collect captions": phrase("collect captions"),
+    "choose sizes and encode": phrase("choose sizes and encode"),
+}
+
 
 def lines(
     what: Effective,
@@ -106,7 +111,7 @@ def _pictures(what: Effective, dataset: DatasetView, counting: bool) -> list[tup
         )
     found = [("Pictures", together(*parts))]
     if what.built is not None and what.built.before:
-        found.append(("First", together(*(step.name for step in what.built.before))))
+        found.append(("First", together(*(_STEPS.get(step.name, step.name) for step in what.built.before))))
     return found
 
 

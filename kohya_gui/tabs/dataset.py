@@ -129,6 +129,19 @@ class DatasetTab:
 # ---------------------------------------------------------------- HTML
 
 
+def _name(kind: str, words: Words) -> str:
+    """What a filter, and a problem of a picture, is called."""
+    return {
+        "all": words("all"),
+        "no caption": words("no caption"),
+        "no control picture": words("no control picture"),
+        "too small": words("too small"),
+        "odd bucket": words("odd bucket"),
+        "unreadable": words("unreadable"),
+        "alike": words("alike"),
+    }[kind]
+
+
 def _size(size: tuple[int, int] | None) -> str:
     return f"{size[0]} × {size[1]}" if size else "?"
 
@@ -160,7 +173,7 @@ def _caption(picture: PictureView, folder: FolderView) -> str:
 
 
 def _tile(picture: PictureView, folder: FolderView, words: Words) -> str:
-    said = "".join(f'<b class="k-cause">{escape(words(problem))}</b> ' for problem in picture.problems)
+    said = "".join(f'<b class="k-cause">{escape(_name(problem, words))}</b> ' for problem in picture.problems)
     caption = escape(_caption(picture, folder)) or words("no caption")
     return (
         f'<figure data-do="look" data-file="{escape(picture.path)}" tabindex="0">{_thumb(picture, 256)}'
@@ -169,8 +182,15 @@ def _tile(picture: PictureView, folder: FolderView, words: Words) -> str:
 
 
 def _table(folders: list[FolderView], words: Words) -> str:
-    names = ("Folder", "Repeats", "Class", "Pictures", "Captions", "Smallest side")
-    head = "".join(f"<th>{words(name)}</th>" for name in names)
+    names = (
+        words("Folder"),
+        words("Repeats"),
+        words("Class"),
+        words("Pictures"),
+        words("Captions"),
+        words("Smallest side"),
+    )
+    head = "".join(f"<th>{name}</th>" for name in names)
     rows = ""
     for folder in folders:
         kind = words(" (regularisation)") if folder.regularisation else ""
@@ -213,9 +233,8 @@ def _filters(folders: list[FolderView], browsing: Browsing, words: Words) -> str
             continue
         count = "" if name == "alike" else f" {len(_chosen(folders, name))}"
         mark = " k-on" if name == browsing.only else ""
-        buttons.append(
-            f'<button class="k-link{mark}" data-do="filter" data-only="{name}">{escape(words(name))}{count}</button>'
-        )
+        shown = escape(_name(name, words)) + count
+        buttons.append(f'<button class="k-link{mark}" data-do="filter" data-only="{name}">{shown}</button>')
     return f'<p class="k-links-line">{" · ".join(buttons)}</p>'
 
 

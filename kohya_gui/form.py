@@ -240,7 +240,7 @@ class Form:
         switches = {key: values[key] for key in SWITCHES if key in values}
         full = resolve({**switches, **self.effective(values)}, self._allowed)
         return {
-            key: self.words("Applies {when}.", when=self.reason(option.when))
+            key: self.words("Applies {when}.", when=self.reason(_missing(option.when, full)))
             for key, option in self.fields.items()
             if option.when is not None and not option.when.holds(full)
         }
@@ -249,9 +249,8 @@ class Form:
         """A condition in words."""
         if isinstance(condition, Is | Not) and condition.keys() <= {"sdxl", "v_parameterization"}:
             return self._family_reason(condition)
-        label = {key: option.label for key, option in self.fields.items()}
         if isinstance(condition, Is):
-            name = label.get(condition.key, condition.key)
+            name = self._label(condition.key)
             if isinstance(condition.value, bool):
                 return (
                     self.words("with {name} on", name=name)
@@ -261,14 +260,17 @@ class Form:
             return self.words("with {name} {value}", name=name, value=condition.value)
         if isinstance(condition, In):
             values = ", ".join(str(value) for value in condition.values)
-            return self.words("with {name} {value}", name=label.get(condition.key, condition.key), value=values)
+            return self.words("with {name} {value}", name=self._label(condition.key), value=values)
         if isinstance(condition, Given):
-            return self.words("when {name} is set", name=label.get(condition.key, condition.key))
+            return self.words("when {name} is set", name=self._label(condition.key))
         if isinstance(condition, Not):
             return self.words("unless {when}", when=self.reason(condition.part))
         joint = " and " if isinstance(condition, All) else " or "
         parts = condition.parts if isinstance(condition, All | Any_) else ()
         return self.words(joint).join(self.reason(part) for part in parts)
+
+    def _label(self, key: str) -> str:
+        return self.words(self.fields[key].label) if key in self.fields else key
 
     def _family_reason(self, condition: Is | Not) -> str:
         """A condition on the kind of base model, which people see as one field."""
@@ -337,6 +339,14 @@ class Form:
                 "old": labels_by_key().get(key, []),
             }
         return entries
+
+
+def _missing(condition: Condition, values: Mapping[str, Any]) -> Condition:
+    """Of conditions that must all hold those that do not."""
+    if not isinstance(condition, All):
+        return condition
+    parts = [_missing(part, values) for part in condition.parts if not part.holds(values)]
+    return parts[0] if len(parts) == 1 else All(*parts)
 
 
 def _groups(pages: Sequence[Page]) -> list[Group]:

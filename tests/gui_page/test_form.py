@@ -127,6 +127,8 @@ def test_conditions_in_words(form: Form) -> None:
     hidden = form.hidden({"noise_offset_type": "Multires", "deepspeed": False})
     assert hidden["noise_offset"] == "Applies with Kind of noise offset Original."
     assert hidden["zero_stage"] == "Applies with Use DeepSpeed on."
+    # of several conditions only those that do not hold
+    assert form.hidden({"LoRA_type": "Standard"})["dim_from_weights"] == "Applies when Go on from this LoRA is set."
 
 
 @pytest.mark.parametrize(

@@ -205,8 +205,9 @@ def with_forecast(view: PlanView, forecast: Forecast | None) -> PlanView:
     problems = _sorted([*view.problems, *forecast.problems(view.values)])
     lines = list(view.lines)
     at = next((number for number, (label, _) in enumerate(lines) if label == "Writes"), len(lines))
-    if forecast.line:
-        lines.insert(at, ("Memory", forecast.line))
+    line = forecast.line(view.values)
+    if line:
+        lines.insert(at, ("Memory", line))
     return replace(view, lines=lines, problems=problems)
 
 

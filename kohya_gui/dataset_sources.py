@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kohya_gui.command import PROJECT
+from kohya_gui.paths import nearest_name
 from kohya_gui.problem import Problem
 from sd_scripts.schema.buckets import LONGEST, Bucketing, check_bucketing
 from sd_scripts.schema.captions import CaptionRules
@@ -75,10 +76,10 @@ class Found:
     problems: list[Problem] = field(default_factory=list)
     unknown: bool = False
 
-    def add(self, key: str | None, error: UserError, severity: str = "error") -> None:
-        """Note a mistake as a sentence beside a field."""
+    def add(self, key: str | None, error: UserError, fix: Values | None = None) -> None:
+        """Note a mistake as a sentence beside a field; `fix` holds the values that would mend it."""
         text = error.message.rstrip(".")
-        self.problems.append(Problem(severity, key, f"{text[:1].upper()}{text[1:]}.", error.hint))
+        self.problems.append(Problem("error", key, f"{text[:1].upper()}{text[1:]}.", error.hint, fix or {}))
 
 
 def find(values: Values, command: str = "train_network", allowed: Allowed | None = None) -> Found:
@@ -207,7 +208,8 @@ class _Looker:
                 folders = scan_class_folders(root, self.extension)
                 self.found.problems += passed_over(root, key, folders)
             except DataError as error:
-                self.found.add(key, error)
+                near = None if os.path.exists(root) else nearest_name(Path(root))
+                self.found.add(key, error, {key: str(near)} if near and near.parent == Path(root).parent else {})
                 continue
             sources += [self._of_class(folder, key, regular) for folder in folders]
         self._part(sources)

@@ -42,9 +42,12 @@ def is_hub_id(text: str) -> bool:
 def missing(path: str, what: str, key: str) -> Problem:
     """The finding for a path that is not there, with the nearest name that is."""
     near = nearest_name(Path(path))
-    return Problem(
-        "error", key, f"{what} {path} does not exist.", f"Did you mean {near}?" if near else "Choose another one."
-    )
+    text = f"{what} {path} does not exist."
+    if not near:
+        return Problem("error", key, text, "Choose another one.")
+    # of a folder that is missing the nearest one says nothing about the file inside it
+    fix = {key: str(near)} if near.parent == Path(path).parent else {}
+    return Problem("error", key, text, f"Did you mean {near}?", fix)
 
 
 def outside(values: Mapping[str, Any], keys: tuple[str, ...], roots: Roots | None) -> dict[str, Problem]:
@@ -73,7 +76,9 @@ def base_model(values: Mapping[str, Any], family: str) -> Iterator[Problem]:
         return
     if is_hub_id(text):
         if text in _GONE_MODELS:
-            yield Problem("warning", key, f"{text} is no longer on the Hub.", f"Use {_GONE_MODELS[text]}, or a file.")
+            better = _GONE_MODELS[text]
+            hint = f"Use {better}, or a file."
+            yield Problem("warning", key, f"{text} is no longer on the Hub.", hint, {key: better})
         elif not _in_hub_cache(text):
             yield Problem("warning", key, f"{text} will be fetched from the Hugging Face Hub (some gigabytes).")
         return
@@ -237,6 +242,7 @@ def packages(values: Mapping[str, Any]) -> Iterator[Problem]:
             "xformers",
             "xformers is not installed.",
             "Choose PyTorch attention (SDPA), or: pip install xformers.",
+            {"sdpa": True, "xformers": False},
         )
     if str(values.get("network_module") or "").startswith("lycoris") and not installed("lycoris"):
         yield Problem("error", "LoRA_type", "LyCORIS is not installed.", "Install it: pip install lycoris-lora.")
@@ -276,4 +282,5 @@ def devices(values: Mapping[str, Any]) -> Iterator[Problem]:
             "Set the number of processes to the number of GPUs.",
         )
     if not gpus and values.get("mixed_precision") == "fp16":
-        yield Problem("warning", "mixed_precision", "There is no GPU: fp16 is slow on a processor.", "Use bf16 or no.")
+        text = "There is no GPU: fp16 is slow on a processor."
+        yield Problem("warning", "mixed_precision", text, "Use bf16 or no.", {"mixed_precision": "bf16"})

@@ -48,14 +48,13 @@ class Forecast:
         """Bytes of the peak with what CUDA takes beside it; 0 while unknown."""
         return int(self.memory.get("peak", 0)) + int(self.memory.get("extra") or 0)
 
-    @property
-    def line(self) -> str:
-        """The peak in a few words; "" where there is nothing to say."""
+    def line(self, values: Mapping[str, Any]) -> str:
+        """The peak in a few words; "" where there is nothing to say. `values` say which GPU is used."""
         if self.state == "working":
             return phrase("being predicted")
         if not self.memory:
             return phrase("not known") if self.state in ("done", "failed") else ""
-        there = available(self.memory, {})
+        there = available(self.memory, values)
         if not there:
             return phrase("about {n} GB (predicted)", n=_gb(self.needed))
         return phrase("about {n} of {m} GB (predicted)", n=_gb(self.needed), m=_gb(there))

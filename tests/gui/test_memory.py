@@ -41,7 +41,7 @@ def settled(planner: MemoryPlanner, values: dict[str, Any], who: str = "", secon
         found = planner.ask("train_network", values, who)
         if found.state != "working":
             return found
-        assert found.pace is not None and found.line == "being predicted"
+        assert found.pace is not None and found.line({}) == "being predicted"
         time.sleep(0.05)
     raise AssertionError("no answer came")
 
@@ -71,7 +71,7 @@ def test_an_answer_is_shown_and_remembered_by_what_matters(
     assert planner.ask("train_network", values).state == "working"
     found = settled(planner, values)
     assert found.state == "done" and found.pace is None
-    assert found.line == "about 3.5 of 12 GB (predicted)"
+    assert found.line({}) == "about 3.5 of 12 GB (predicted)"
     assert found.details == "weights 1, gradients 0, optimizer 0.5, activations 1.5"
     for change in (
         {"output_name": "another"},
@@ -89,7 +89,7 @@ def test_an_answer_is_shown_and_remembered_by_what_matters(
 def test_a_process_that_takes_too_long_is_ended(tmp_path: Path, values: dict[str, Any]) -> None:
     planner = MemoryPlanner(timeout=0.5, settle=0, python=python(tmp_path, "import time; time.sleep(60)"))
     found = settled(planner, values, seconds=20)
-    assert found.state == "failed" and "longer than" in found.problem and found.line == "not known"
+    assert found.state == "failed" and "longer than" in found.problem and found.line({}) == "not known"
 
 
 def test_a_newer_question_of_the_same_person_ends_the_process(tmp_path: Path, values: dict[str, Any]) -> None:
@@ -128,12 +128,12 @@ def test_failures_are_sentences(tmp_path: Path) -> None:
     assert "The model is damaged." in read_answer(1, "", "noise\ntrain_network: The model is damaged.\n").problem
     assert read_answer(1, "", "").state == "failed"
     problem = {"memory": None, "memory_problem": "The model cannot be read."}
-    assert read_answer(0, "hello\n" + json.dumps(problem), "").line == "not known"
+    assert read_answer(0, "hello\n" + json.dumps(problem), "").line({}) == "not known"
     event = {"v": 1, "t": 0, "kind": "error", "message": "No.", "hint": "Do this.", "key": "resume"}
     (tmp_path / "events.jsonl").write_text(json.dumps(event) + "\n")
     refused = read_answer(2, "", "", tmp_path)
     assert (refused.state, refused.problem, refused.hint, refused.key) == ("refused", "No.", "Do this.", "resume")
-    assert [problem.severity for problem in refused.problems({})] == ["error"] and refused.line == ""
+    assert [problem.severity for problem in refused.problems({})] == ["error"] and refused.line({}) == ""
 
 
 @pytest.mark.parametrize(("size", "severity"), [(24, None), (3.6, "warning"), (3, "error")])
@@ -166,6 +166,6 @@ def test_the_real_trainer_is_asked(tiny_sd1: Path, photos: Path, tmp_path: Path,
         assert found.state == "refused" and found.key == "sample_prompts" and "width" in found.problem, found
     else:
         assert found.state == "done" and found.memory["device"] == "cpu" and found.needed > 1_000_000, found
-        assert found.line.startswith("about 0") and " of " in found.line
+        assert found.line({}).startswith("about 0") and " of " in found.line({})
     # nothing is left behind
     assert not out.exists() and sorted(photos.rglob("*")) == before

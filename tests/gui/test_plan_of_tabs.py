@@ -212,6 +212,8 @@ DOOMED: list[tuple[str, str, Change | Callable[[Path], Change], str, str, str, C
     ("one level too deep", NET, {DIR: "{}/img/10_sks dog"}, DIR, "warning", "10 times", {DIR: "{}/img"}),
     ("ending of captions", NET, {"caption_extension": ".caption"}, "caption_extension",
      "warning", "8 .txt", {"caption_extension": ".txt"}),
+    ("folder misspelt", NET, {DIR: "{}/imgs"}, DIR, "error", "does not exist", {DIR: "{}/img"}),
+    ("model misspelt", NET, {BASE: "{}/sd1.safetensor"}, BASE, "error", "Did you mean", {BASE: "{}/sd1.safetensors"}),
     ("empty captions", NET, _empty, DIR, "warning", "are empty", None),
     ("one picture", NET, _one, DIR, "warning", "one picture only", None),
     ("damaged picture", NET, _broken, DIR, "error", "3.png", None),

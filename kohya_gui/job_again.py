@@ -31,7 +31,9 @@ def resumed(view: JobView, spec: Mapping[str, Any], log: JobLog) -> tuple[dict[s
     newest = newest_state(log)
     if newest is None:
         return values, int(spec.get("initial_step") or 0)
-    return {**values, "resume": newest.path}, newest.step
+    # what was listed and encoded before that training belongs to its state: it is not made once more
+    ready = {key: False for key in ("create_caption", "create_buckets") if values.get("train_dir")}
+    return {**values, **ready, "resume": newest.path}, newest.step
 
 
 def target(values: Mapping[str, Any]) -> tuple[Path, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kohya_gui.localization import Words
 from kohya_gui.prepare.folders import free_space
-from kohya_gui.tools import Tool
+from kohya_gui.tools import Tool, tool_fields
 from sd_scripts.schema.caption_edit import CaptionEdit
 from sd_scripts.schema.captions import decode_caption
 from sd_scripts.schema.errors import UserError
@@ -70,7 +70,21 @@ def look(tool: Tool, values: Mapping[str, Any], words: Words) -> Look:
         "basic_caption": _edits,
         "group_images": _groups,
     }
-    return works.get(tool.name, _captions)(tool, values, words)
+    usual = _captions if "caption_extension" in tool.keys else _places
+    return works.get(tool.name, usual)(tool, values, words)
+
+
+def _places(tool: Tool, values: Mapping[str, Any], words: Words) -> Look:
+    """Of a tool of which nothing more is known: the files and folders of its form, and whether they are there."""
+    lines = []
+    for key, option in tool_fields(tool).items():
+        text = str(values.get(key) or "")
+        if text and option.kind in ("file", "folder", "model"):
+            state = (
+                words("{path} is there", path=text) if Path(text).exists() else words("{path} is not there", path=text)
+            )
+            lines.append((words(option.label), state))
+    return Look(tuple(lines))
 
 
 def caption_paths(values: Mapping[str, Any], folder_key: str, extension: str) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,18 @@ def test_the_dry_run_of_groups_counts_and_looks_for_files_in_the_way(cats: Path,
     (tmp_path / "groups" / "group-0001-image-01.png").write_bytes(b"")
     with pytest.raises(UserError, match="already"):
         look(tool, values, WORDS)
+
+
+def test_the_dry_run_of_any_other_tool_names_its_places(
+    cats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(tools.TOOLS["group_images"], name="another")
+    monkeypatch.setitem(tools.TOOLS, "another", other)
+    new = tmp_path / "new"
+    assert look(other, {"input_folder": str(cats), "output_folder": str(new)}, WORDS).lines == (
+        ("Input folder", f"{cats} is there"),
+        ("Output folder", f"{new} is not there"),
+    )
 
 
 # ---------------------------------------------------------------- by hand

@@ -173,6 +173,22 @@ def test_a_failing_program_ends_the_job_with_its_name_code_and_cause(bench: Benc
     assert "never" not in bench.store.log(job.id)
 
 
+def test_a_resumed_training_does_not_list_and_encode_once_more(bench: Bench, cats: Path) -> None:
+    values = {"train_data_dir": str(cats), "train_dir": str(bench.folder / "lists"), "caption_extension": ".txt"}
+    values |= {"pretrained_model_name_or_path": "some/model", "output_dir": str(bench.folder / "out")}
+    job = bench.store.create(command.build("fine_tune", values), values, "tuned")
+    spec = bench.store.spec(job.id)
+    assert [step["name"] for step in spec["before"]] == ["collect captions", "choose sizes and encode"]
+    state = bench.folder / "out" / "tuned-00000004-state"
+    state.mkdir(parents=True)
+    saved = {"kind": "save", "path": str(state), "step": 4, "state": True, "checked": True}
+    (job.folder / "events.jsonl").write_text(json.dumps(saved) + "\n")
+    (job.folder / "exit.json").write_text('{"code": 1}')
+    again = bench.store.resume(job.id)
+    assert bench.store.values(again.id)["resume"] == str(state)
+    assert bench.store.spec(again.id)["before"] == []
+
+
 def test_the_phase_of_a_program_is_shown_and_a_stop_before_the_training_ends_it(bench: Bench) -> None:
     job = with_before(bench, "fast", "import time; time.sleep(1.5)")
     bench.store.tick()

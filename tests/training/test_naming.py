@@ -6,9 +6,6 @@ from typing import Any
 import pytest
 from training_vectors import load
 
-from sd_scripts.schema.optimizer import OptimizerOptions
-from sd_scripts.schema.saving import SavingOptions
-from sd_scripts.schema.training import TrainingOptions
 from sd_scripts.schema.naming import (
     SaveNames,
     Saves,
@@ -18,6 +15,9 @@ from sd_scripts.schema.naming import (
     outdated_step,
     step_stem,
 )
+from sd_scripts.schema.optimizer import OptimizerOptions
+from sd_scripts.schema.saving import SavingOptions
+from sd_scripts.schema.training import TrainingOptions
 from sd_scripts.training.plan import make_plan
 
 VECTORS = load("steps")

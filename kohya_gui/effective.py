@@ -10,6 +10,7 @@ from kohya_gui.problem import Problem
 from sd_scripts.schema.commands import COMMANDS
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.fields import complete, fields
+from sd_scripts.schema.tabs import tab_complete, tab_of, tab_options
 
 _PATH_KINDS = ("file", "folder", "model")
 
@@ -61,8 +62,10 @@ def understand(
     """
     trainer, built, resolved, problems = _build(command_name, values, roots, allow_plugins)
     right = not problems
-    known = fields(trainer)
-    full = complete(trainer, _typed(trainer, resolved))
+    tab = tab_of(command_name).name
+    # the tab's own fields too: Finetune's lists are made in a folder that no trainer for SDXL knows
+    known = {**tab_options(tab), **fields(trainer)}
+    full = tab_complete(tab, complete(trainer, _typed(command_name, resolved)))
     if built is not None:
         # prompts typed into the form become a file of the job, which is not there yet
         full |= {key: value for key, value in built.toml.items() if not (built.files and key == "sample_prompts")}
@@ -98,13 +101,14 @@ def _build(
             usable.pop(error.key)
 
 
-def _typed(trainer: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that the trainer or the page knows, in their options' types; those that cannot be are left out."""
-    known = fields(trainer)
+def _typed(command_name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that the tab's trainers or the page know, in their options' types; those that cannot be are left
+    out."""
+    known = tab_options(tab_of(command_name).name)
     made: dict[str, Any] = {}
     for key, value in values.items():
         try:
-            made |= command.typed(trainer, {key: value}) if key in known else {}
+            made |= command.typed(command_name, {key: value}) if key in known else {}
         except UserError:
             continue  # said where the command is built
     return made

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from kohya_gui import command
+from kohya_gui import checks, command
 from kohya_gui.layouts import LAYOUTS
-from kohya_gui.model_kind import FAMILIES
+from kohya_gui.model_kind import FAMILIES, resolve
+from kohya_gui.paths import Roots
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.option import All, Any_, Condition, Given, In, Is, Not, OptionField
 from sd_scripts.schema.tabs import TABS, tab_fields
@@ -168,3 +169,22 @@ def test_hostile_text_arrives_as_text_or_is_refused(tab: str, text: str) -> None
 
 def test_each_family_is_a_choice() -> None:
     assert set(tab_fields("lora")["model_family"].choices) == {"auto", *FAMILIES}
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("tab", TABS)
+def test_no_path_of_any_tab_may_lead_outside(tab: str, family: str, tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    inside.mkdir()
+    outside.mkdir()
+    accepted = []
+    for key, field in tab_fields(tab).items():
+        if field.kind not in ("file", "folder", "model") or key in LAYOUTS[tab].set_by_page:
+            continue
+        values = {"model_family": family, **fulfilling(tab, field.when), **TOGETHER.get(key, {})}
+        values = {**values, "model_family": family, key: str(outside / "x")}
+        applies = field.when is None or field.when.holds(resolve(values) | {"enable_bucket": True})
+        view = checks.plan(TABS[tab].command, values, Roots([inside]))
+        if applies and not any(problem.key == key and problem.severity == "error" for problem in view.problems):
+            accepted.append(key)
+    assert accepted == []

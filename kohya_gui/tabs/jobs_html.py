@@ -139,7 +139,7 @@ def row(view: JobView, chosen: bool, words: Words) -> str:
 def table(views: Sequence[JobView], chosen: str, words: Words) -> str:
     """All jobs."""
     if not views:
-        return _empty(words("No job yet. Start one from the LoRA tab; it runs on even if this page is closed."))
+        return _empty(words("No job yet. Start one from a training tab; it runs on even if this page is closed."))
     head = "".join(f"<th>{words(text)}</th>" for text in ("Job", "State", "Progress", "Speed", "Left")) + "<th></th>"
     rows = "".join(row(view, view.id == chosen, words) for view in views)
     return f'<table class="k-jobs"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'

@@ -120,6 +120,7 @@ class JobLog:
         self.loss, self.memory, self.grad_norm, self.validation = Series(), Series(), Series(), Series()
         self.lr: dict[str, Series] = {}
         self.first_step: dict[str, Any] = {}
+        self._curves: tuple[tuple[int, int, float], Curves] | None = None
 
     def refresh(self) -> "JobLog":
         """Read the events written since the last call."""
@@ -173,16 +174,22 @@ class JobLog:
             self.lr.setdefault(str(group), Series()).add(step, rate)
 
     def curves(self, most: int = 1000, smoothing: float = 0.95) -> Curves:
-        """The series so far, at most `most` points each."""
+        """The series so far, at most `most` points each; all pages share them until more is read."""
         with self._lock:
-            return Curves(
-                loss=self.loss.thinned(most),
-                smooth=thin(self.loss.steps, self.loss.smoothed(smoothing), most),
-                lr={group: series.thinned(most) for group, series in self.lr.items()},
-                memory=self.memory.thinned(most),
-                grad_norm=self.grad_norm.thinned(most),
-                validation=self.validation.thinned(most),
-            )
+            made_of = (self.offset, most, smoothing)
+            if self._curves is None or self._curves[0] != made_of:
+                self._curves = made_of, self._thinned(most, smoothing)
+            return self._curves[1]
+
+    def _thinned(self, most: int, smoothing: float) -> Curves:
+        return Curves(
+            loss=self.loss.thinned(most),
+            smooth=thin(self.loss.steps, self.loss.smoothed(smoothing), most),
+            lr={group: series.thinned(most) for group, series in self.lr.items()},
+            memory=self.memory.thinned(most),
+            grad_norm=self.grad_norm.thinned(most),
+            validation=self.validation.thinned(most),
+        )
 
     @property
     def is_last(self) -> bool:
@@ -236,8 +243,10 @@ def console_lines(path: Path, tail: int = 200) -> list[str]:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return []
+    raw = text.split("\n")
     lines = []
-    for line in text.split("\n"):
+    # every open page asks each second: only what is shown is cleaned (and one more, which may be the empty end)
+    for line in raw[-tail - 1 :] if tail > 0 else raw:
         shown = _ANSI.sub("", line).rstrip("\r").rpartition("\r")[2]
         lines.append("".join(c for c in shown if c == "\t" or c >= " "))
     if lines and not lines[-1]:

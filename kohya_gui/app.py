@@ -19,7 +19,7 @@ from kohya_gui.exposure import Exposure, SameSite
 from kohya_gui.gate import Gate
 from kohya_gui.layouts import LAYOUTS
 from kohya_gui.lean import LeanBlocks, finish_all, pack_facts
-from kohya_gui.localization import Language
+from kohya_gui.localization import Language, Words
 from kohya_gui.sent import Dressing, PageScript, script_text
 from kohya_gui.services import Services
 from kohya_gui.tabs import about
@@ -41,12 +41,6 @@ Facts = dict[str, dict[str, Any]]
 """Form -> key -> what the page's script knows about the field."""
 TRAINING_TABS = tuple(TabSpec.of(tab, LAYOUTS[tab.name]) for tab in TABS.values())
 """What each training tab of the page is made from."""
-
-# what the script itself says; everything else comes translated from Python
-_SCRIPT_WORDS = (
-    "Browse", "Undo this change", "No field has this name", "Close", "Copied", "{n} added",
-    "{n} more appear with other choices", "Undo {n} changes here", "Defaults for these {n}", "not set",
-)  # fmt: skip
 
 
 @dataclass
@@ -142,14 +136,33 @@ def _script(blocks: LeanBlocks, facts: Facts, services: Services, language: Lang
         return words.finish(text, language, html=html)
 
     known = {tab: {key: finish_all(fact, finish) for key, fact in entries.items()} for tab, entries in facts.items()}
+    with words.building():
+        said = _script_words(words)
     data = {
         "first": services.first_tab,
         "language": language.name,
-        "words": {text: language.text(text) for text in _SCRIPT_WORDS},
+        "words": finish_all(said, finish),
         "facts": pack_facts(known),
         "page": blocks.packed(finish),
     }
     return script_text((ASSETS / "script.js").read_text(encoding="utf-8"), data)
+
+
+def _script_words(words: Words) -> dict[str, str]:
+    """What the script says by itself; everything else comes from Python when it is needed."""
+    return {
+        "Browse": words("Browse"),
+        "Undo this change": words("Undo this change"),
+        "No field has this name": words("No field has this name"),
+        "Close": words("Close"),
+        "Copied": words("Copied"),
+        "{n} added": words("{n} added"),
+        "{n} more appear with other choices": words("{n} more appear with other choices"),
+        "Undo {n} changes here": words("Undo {n} changes here"),
+        "Defaults for these {n}": words("Defaults for these {n}"),
+        "not set": words("not set"),
+        "another …": words("another …"),
+    }
 
 
 def _build_head(services: Services, jobs: JobsTab) -> None:

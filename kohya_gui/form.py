@@ -226,13 +226,16 @@ class Form:
 
     def _back_text(self, option: OptionField, before: Any) -> str:
         """What the link says that gives a field its earlier value back."""
-        name = "default" if before == option.default else "back to"
+        words, is_default = self.words, before == option.default
         if option.type == "bool":
-            return self.words(f"{name} on") if before else self.words(f"{name} off")
+            if before:
+                return words("default on") if is_default else words("back to on")
+            return words("default off") if is_default else words("back to off")
         text = str(widgets.show(option, before)).split("\n")[0]
         if not text:
-            return self.words("clear")
-        return self.words(f"{name} {{value}}", value=text if len(text) <= 24 else text[:23] + "…")
+            return words("clear")
+        short = text if len(text) <= 24 else text[:23] + "…"
+        return words("default {value}", value=short) if is_default else words("back to {value}", value=short)
 
     def hidden(self, values: Mapping[str, Any]) -> dict[str, str]:
         """Keys that do not apply with these values, with the reason."""
@@ -265,9 +268,9 @@ class Form:
             return self.words("when {name} is set", name=self._label(condition.key))
         if isinstance(condition, Not):
             return self.words("unless {when}", when=self.reason(condition.part))
-        joint = " and " if isinstance(condition, All) else " or "
+        joint = self.words("and") if isinstance(condition, All) else self.words("or")
         parts = condition.parts if isinstance(condition, All | Any_) else ()
-        return self.words(joint).join(self.reason(part) for part in parts)
+        return f" {joint} ".join(self.reason(part) for part in parts)
 
     def _label(self, key: str) -> str:
         return self.words(self.fields[key].label) if key in self.fields else key

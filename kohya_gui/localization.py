@@ -36,6 +36,7 @@ _MARKED = re.compile(f"{_BEGIN}([^{_BEGIN}{_END}]*){_END}")
 _MARK_IN_JSON = re.compile(r"\\ue00[0-3]")
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 _BUCKET = 8
+_LEAST_TEXT = 10
 
 _building: ContextVar[bool] = ContextVar("kohya_building", default=False)
 
@@ -78,7 +79,8 @@ class Language:
         """Beginning of a sentence -> (pattern, placeholders in order, translation), those with most text first; under
         "" those that begin with a placeholder or early have one."""
         made: dict[str, list[tuple[re.Pattern[str], list[str], str]]] = {}
-        texts = [text for text in self.table if _PLACEHOLDER.search(text)]
+        # "{n} of {total}" fits into any sentence, so a pattern needs some text of its own
+        texts = [text for text in self.table if _LEAST_TEXT <= len(_PLACEHOLDER.sub("", text)) < len(text)]
         for text in sorted(texts, key=lambda text: -len(_PLACEHOLDER.sub("", text))):
             literal = _PLACEHOLDER.split(text)
             pattern = re.compile("(.+?)".join(map(re.escape, literal)), re.DOTALL)

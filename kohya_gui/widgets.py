@@ -99,6 +99,7 @@ def facts(field: OptionField, words: Words) -> dict[str, Any]:
         "unit": words(field.unit) if field.unit else "",
         "type": _type(field, offered),
         "kind": field.kind if field.kind in PATH_KINDS else "",
+        "custom": field.custom,
         "first": show(field, field.default),
         "list": offered,
     }
@@ -109,4 +110,4 @@ def _type(field: OptionField, offered: list[str]) -> str:
         return "box"
     if field.kind in ("long", "secret"):
         return field.kind
-    return "choice" if offered and not field.custom and field.kind not in PATH_KINDS else ""
+    return "choice" if offered and field.kind not in PATH_KINDS else ""

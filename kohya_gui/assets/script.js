@@ -71,7 +71,7 @@
   const parts = (element) => element.id.split(/-(.*)/s);
   const tabOf = (element) => element.closest('[data-tab]')?.dataset.tab ?? element.dataset.undo
     ?? parts(element.closest('.k-field'))[0];
-  const holders = {};
+  const holders = {}, OTHER = '@other';
   K.hold = (tab, props) => {
     const { '@patch': patch, ...given } = props.value ?? {};
     holders[tab] = props;
@@ -89,6 +89,13 @@
   };
   const typed = (element) => {
     const [tab, key] = parts(element), input = $('.k-in', element);
+    if (input.value === OTHER) { // none of the choices: a line to type it
+      const line = tag('input', 'k-in', '', { id: input.id, value: K.values[tab]?.[key] ?? '' });
+      line.setAttribute('aria-describedby', `${element.id}-note`);
+      input.replaceWith(line);
+      line.select();
+      return;
+    }
     K.values[tab] = { ...K.values[tab], [key]: input.type === 'checkbox' ? input.checked : input.value };
     holders[tab].value = K.values[tab];
     K.later(tab);
@@ -109,7 +116,7 @@
     label.dataset.unit = fact.unit;
     const input = tag({ choice: 'select', long: 'textarea' }[fact.type] ?? 'input', 'k-in', '', { id: `${id}-in` });
     const options = fact.list.map((value) => new Option(value || word('not set'), value));
-    if (fact.type === 'choice') input.append(...options);
+    if (fact.type === 'choice') input.append(...options, ...(fact.custom ? [new Option(word('another …'), OTHER)] : []));
     else Object.assign(input, { autocomplete: 'off', spellcheck: false, placeholder: box ? '' : fact.first });
     if (input.type === 'text') input.type = { box: 'checkbox', secret: 'password' }[fact.type] ?? 'text';
     input.setAttribute('aria-describedby', `${id}-note`);

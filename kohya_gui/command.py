@@ -19,8 +19,9 @@ from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.fields import convert, fields, find_command, trainer_fields
 from sd_scripts.schema.loratypes import LORA_TYPES
 from sd_scripts.schema.option import OptionField
+from sd_scripts.schema.retired import retired
 from sd_scripts.schema.suggest import nearest
-from sd_scripts.schema.tabs import switch_of, tab_complete, tab_of, tab_options, trainer_of
+from sd_scripts.schema.tabs import Tab, switch_of, tab_aliases, tab_complete, tab_of, tab_options, trainer_of
 from sd_scripts.schema.toml_text import dumps
 
 __all__ = ["OURS", "Plan", "Step", "build", "further_flags", "printable", "trainer", "typed", "without_secrets"]
@@ -174,9 +175,10 @@ def typed(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: for an unknown key or a value that cannot be of the option's type.
     """
-    known = tab_options(tab_of(command).name)
+    tab = tab_of(command)
+    known = tab_options(tab.name)
     given: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, value in _in_todays_names(tab, values).items():
         if value is None:
             continue
         if key not in known:
@@ -186,6 +188,17 @@ def typed(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
         if converted is not None:
             given[key] = converted
     return given
+
+
+def _in_todays_names(tab: Tab, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a job that an earlier version made: keys renamed since, without those that never had an effect."""
+    known, renamed = tab_options(tab.name), tab_aliases(tab.name)
+    idle = {"model_list", *retired(tab.command)} - known.keys()
+    made = {key: value for key, value in values.items() if key not in idle and (key in known or key not in renamed)}
+    for key, value in values.items():
+        if key not in known and key in renamed:
+            made.setdefault(renamed[key], value)
+    return made
 
 
 def _refuse_broken_text(key: str, value: Any) -> None:

@@ -270,3 +270,21 @@ def test_every_fsdp_flag_of_the_launcher_may_be_added() -> None:
     assert len(known) > 10
     typed = " ".join(f"--{action.dest} {action.choices[0] if action.choices else 'x'}" for action in known)
     assert command.build("train_network", {"extra_accelerate_launch_args": typed}).argv.count("x") >= 10
+
+
+def test_values_of_a_job_that_an_earlier_version_made_still_give_its_command() -> None:
+    before = {
+        "model_list": "custom",
+        "sdxl": True,
+        "sdxl_cache_text_encoder_outputs": True,
+        "stop_text_encoder_training": 20,
+        "max_resolution": "1024",
+        "network_train_unet_only": True,
+        "no_token_padding": True,
+    }
+    plan = command.build("train_network", before, on_cpu=False)
+    assert plan.argv[-3].endswith("sdxl_train_network.py")
+    assert plan.toml["cache_text_encoder_outputs"] is True and plan.toml["resolution"] == "1024"
+    assert not {"stop_text_encoder_training", "model_list"} & plan.toml.keys()
+    both = command.build("train_network", {"max_resolution": "1024", "resolution": "768"}, on_cpu=False)
+    assert both.toml["resolution"] == "768"

@@ -152,7 +152,8 @@ def _of_model(what: Effective, seen: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong with the base model; where the trainer takes no such model, the choice of the family is no help."""
     family = detect(str(seen.get("pretrained_model_name_or_path") or "")) or what.family
     refused = list(findings_method.family_fits(seen, what.trainer, family))
-    if refused and len(tab_of(what.tab_command).commands) > 1 and what.method != "xti":
+    tab = tab_of(what.tab_command)
+    if what.tab_command == tab.command and len(tab.commands) > 1 and what.method != "xti":
         refused = []  # another trainer of the tab takes it
     yield from refused
     for problem in findings.base_model(seen, what.family):

@@ -131,6 +131,15 @@ def test_conditions_in_words(form: Form) -> None:
     assert form.hidden({"LoRA_type": "Standard"})["dim_from_weights"] == "Applies when Go on from this LoRA is set."
 
 
+def test_fields_of_one_kind_of_model_say_which(form: Form) -> None:
+    old, new = form.hidden({"model_family": "sd1"}), form.hidden({"model_family": "sdxl"})
+    assert old["cache_text_encoder_outputs"] == "Applies for models of Stable Diffusion XL."
+    assert new["weighted_captions"] == "Applies for models other than SDXL."
+    assert "weighted_captions" not in old and "cache_text_encoder_outputs" not in new
+    assert old["scale_v_pred_loss_like_noise_pred"] == "Applies for models that predict velocity."
+    assert form.hidden({"model_family": "sd2-v"})["v_pred_like_loss"] == "Applies for models that predict noise."
+
+
 @pytest.mark.parametrize(
     ("number", "text"),
     [

@@ -65,13 +65,15 @@ def understand(
     tab = tab_of(command_name).name
     # the tab's own fields too: Finetune's lists are made in a folder that no trainer for SDXL knows
     known = {**tab_options(tab), **fields(trainer)}
-    full = tab_complete(tab, complete(trainer, _typed(command_name, resolved)))
+    given = tab_complete(tab, complete(trainer, _typed(command_name, resolved)))
+    # of the other trainers nothing else counts: what they offer says how this one would train
+    full = {key: given[key] for key in fields(trainer)}
     if built is not None:
         # prompts typed into the form become a file of the job, which is not there yet
         full |= {key: value for key, value in built.toml.items() if not (built.files and key == "sample_prompts")}
     full["sdxl"] = bool(resolved.get("sdxl")) or COMMANDS[trainer].family == "sdxl"
     keys = tuple(key for key, option in known.items() if option.kind in _PATH_KINDS)
-    refused = confinement.refused(full, keys, roots)
+    refused = confinement.refused({**given, **full}, keys, roots)
     problems += refused.values()
     seen = {key: None if key in refused else value for key, value in full.items()}
     seen = confinement.absolute(seen, keys)

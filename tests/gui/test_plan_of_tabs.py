@@ -103,6 +103,8 @@ def test_the_model_and_the_switches_choose_the_trainer(place: Path, command: str
     view = checks.plan(command, values_of(command, place, bucket_reso_steps=64, **more))
     assert view.trainer == trainer and view.images == 8
     assert dict(view.lines)["Training"].startswith("SDXL" if "sdxl" in trainer else "SD 1.x")
+    # options of the tab's other trainer say nothing about this one
+    assert trainer != "sdxl_train" or "whole U-Net · " in dict(view.lines)["Training"]
     wrong = [problem.key for problem in view.problems if problem.severity == "error"]
     assert wrong == (["model_family"] if "model_family" in more else []), view.problems
 

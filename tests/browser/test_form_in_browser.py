@@ -226,8 +226,10 @@ def test_pictures_are_added_and_the_ending_of_captions_mended(visit: Visit, serv
     expect(page.locator("#lora-dataset figure")).to_have_count(1)
     assert sorted(path.name for path in folder.iterdir()) == ["a.cap", "a.png"]
     page.click("#lora-page-main-button")
-    page.locator("#lora-train_data_dir-note .k-link", has_text="Use .cap").click()
-    expect(page.locator("#lora-train_data_dir-note")).to_contain_text("1 captions (.cap)")
+    mend = page.locator("#lora-plan .k-link", has_text="Use .cap")
+    mend.click()
+    expect(mend).to_have_count(0)
+    expect(page.locator("#lora-plan")).to_contain_text("There is one picture only")
 
 
 def test_what_does_not_apply_is_shown_switched_off_with_the_reason(visit: Visit) -> None:

@@ -22,11 +22,12 @@
         known[key] = { ...empty, ...fact, ...place, basic: number >= 0 };
       }
     }
-    const config = window.gradio_config ?? {}, lists = page.lists.map(ids);
+    const config = window.gradio_config ?? {}, lists = page.lists.map(ids), last = localStorage.getItem('kohya-tab');
+    const known = new Set(page.parts.map((part) => part[2]));
     config.components = page.parts.map(([id, shape, elem_id, value]) => {
       const [type, props] = structuredClone(page.shapes[shape]), own = { elem_classes: [], buttons: [], ...props };
       if (/-fields$/.test(elem_id)) K.values[elem_id.slice(0, -7)] = value;
-      if (elem_id === 'top' && !first) own.selected = localStorage.getItem('kohya-tab') ?? own.selected;
+      if (elem_id === 'top' && !first && known.has(`top-${last}`)) own.selected = last;
       return { id, type, props: Object.assign(own, elem_id && { elem_id }, value !== undefined && { value }) };
     });
     config.dependencies = page.events.map((each) => ({ ...page.common, ...each, inputs: lists[each.inputs],

@@ -67,7 +67,11 @@ def tooltip(field: OptionField, words: Words) -> str:
     lines = [words(field.help)]
     if field.flag:
         lines.append(f"--{field.key}")
-    if field.default not in (None, "", False) and field.type != "bool":
+    if field.type == "bool":
+        lines.append(words("default on") if field.default else words("default off"))
+    elif field.default in (None, "", [], ()):
+        lines.append(words("not set by default"))
+    else:
         lines.append(words("default {value}", value=show(field, field.default)))
     if field.minimum is not None or field.maximum is not None:
         low = "" if field.minimum is None else number_text(field.minimum)
@@ -76,7 +80,7 @@ def tooltip(field: OptionField, words: Words) -> str:
             words("from {low} to {high}", low=low, high=high) if low and high else (f"≥ {low}" if low else f"≤ {high}")
         )
     if field.unit:
-        lines.append(field.unit)
+        lines.append(words(field.unit))
     return "\n".join(lines)
 
 

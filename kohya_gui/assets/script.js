@@ -18,8 +18,8 @@
       const known = K.facts[tab] = {};
       for (const [place, numbers] of places) for (const number of numbers) {
         const [key, fact] = facts.about[number < 0 ? -1 - number : number];
-        const empty = { label: '', tip: '', unit: '', list: [], old: [], tabs: [], first: fact.type === 'box' ? false : '' };
-        known[key] = { ...empty, ...fact, ...place, basic: number >= 0 };
+        const empty = { label: '', tip: '', unit: '', list: [], old: [], tabs: [] };
+        known[key] = { ...empty, first: fact.type === 'box' ? false : '', ...fact, ...place, basic: number >= 0 };
       }
     }
     const config = window.gradio_config ?? {}, lists = page.lists.map(ids), last = localStorage.getItem('kohya-tab');
@@ -117,7 +117,8 @@
     label.dataset.unit = fact.unit;
     const input = tag({ choice: 'select', long: 'textarea' }[fact.type] ?? 'input', 'k-in', '', { id: `${id}-in` });
     const options = fact.list.map((value) => new Option(value || word('not set'), value));
-    if (fact.type === 'choice') input.append(...options, ...(fact.custom ? [new Option(word('another …'), OTHER)] : []));
+    const other = fact.custom ? [new Option(word('another …'), OTHER)] : [];
+    if (fact.type === 'choice') input.append(...options, ...other);
     else Object.assign(input, { autocomplete: 'off', spellcheck: false, placeholder: box ? '' : fact.first });
     if (input.type === 'text') input.type = { box: 'checkbox', secret: 'password' }[fact.type] ?? 'text';
     input.setAttribute('aria-describedby', `${id}-note`);
@@ -163,7 +164,8 @@
   };
   const paintMore = (tab, grid) => { // the line under a group: fields that do not apply, ways back
     const fields = all('.k-field', grid), count = (what) => fields.filter((field) => field.matches(what)).length;
-    const link = (text, n, data) => n && tag('button', 'k-link', word(text).replace('{n}', n), { type: 'button', data });
+    const link = (text, n, data) => n
+      && tag('button', 'k-link', word(text).replace('{n}', n), { type: 'button', data });
     const said = [
       link('{n} more appear with other choices', count('[data-off]'), { more: '' }),
       link('Undo {n} changes here', count('[data-changed]'), { undo: tab, to: 'file' }),

@@ -58,8 +58,8 @@ def test_each_field_has_label_help_and_flag_in_its_tooltip(form: Form) -> None:
     facts = form.facts()
     for key, option in form.fields.items():
         assert facts[key]["label"] and option.help in facts[key]["tip"]
-        if option.flag:
-            assert f"--{key}" in facts[key]["tip"]
+        tip = facts[key]["tip"]
+        assert (f"--{key}" in tip) is option.flag and "default" in tip and option.unit in tip
 
 
 def test_defaults_come_back_as_defaults(form: Form) -> None:

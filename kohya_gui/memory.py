@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from kohya_gui.command import build, trainer
+from kohya_gui.command import PLUGINS, build, trainer
 from kohya_gui.counting import stamps
 from kohya_gui.forecast import Forecast
 from kohya_gui.launch_args import environment
@@ -84,8 +84,21 @@ class _Work:
 class MemoryPlanner:
     """Plans in the background. Answers are remembered by the options that matter."""
 
-    def __init__(self, timeout: float = TIMEOUT, python: str = sys.executable, settle: float = SETTLE) -> None:
+    def __init__(
+        self,
+        timeout: float = TIMEOUT,
+        python: str = sys.executable,
+        settle: float = SETTLE,
+        allow_plugins: bool = False,
+    ) -> None:
+        """Args:
+        timeout: seconds after which a process is ended.
+        python: the program that runs the trainer.
+        settle: seconds without a newer question before a process is started.
+        allow_plugins: foreign classes were allowed by whoever started the page, so the trainer may import them too.
+        """
         self._timeout, self._python, self._settle = timeout, python, settle
+        self._plugins = allow_plugins
         self._changed = threading.Condition()
         self._answers: OrderedDict[str, Forecast] = OrderedDict()
         self._questions: OrderedDict[str, _Question] = OrderedDict()
@@ -203,7 +216,9 @@ class MemoryPlanner:
 
     def _command(self, command: str, values: Mapping[str, Any], folder: Path) -> tuple[list[str], Mapping[str, str]]:
         """Write what the trainer reads into the folder; the command that plans with it. Raises UserError."""
-        plan = build(command, {**values, "cache_info": False}, job_dir=folder)
+        # which would be written beside the pictures
+        asked = {key: value for key, value in values.items() if key != "cache_info"}
+        plan = build(command, asked, job_dir=folder, allow_plugins=self._plugins)
         config = folder / "plan.toml"
         config.write_text(plan.toml_text, encoding="utf-8")
         for name, text in plan.files.items():
@@ -211,7 +226,7 @@ class MemoryPlanner:
         name = trainer(command, resolve(values))
         script = ROOT / COMMANDS[name].module
         argv = [self._python, str(script), "--config_file", str(config), "--plan_only", "--job_dir", str(folder)]
-        argv += ["--output_dir", str(folder / "out")]
+        argv += ["--output_dir", str(folder / "out"), *(PLUGINS if self._plugins else ())]
         env = {**os.environ, **environment(complete(name, {}), ROOT, not has_gpu()), "OMP_NUM_THREADS": "1"}
         return argv, env if has_gpu() else {**env, "ACCELERATE_USE_CPU": "true"}
 

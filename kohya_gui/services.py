@@ -53,7 +53,7 @@ class Services:
     @cached_property
     def memory(self) -> MemoryPlanner | None:
         """Asks the trainers themselves about runs; None where nobody wants that."""
-        return MemoryPlanner() if self.foretell else None
+        return MemoryPlanner(allow_plugins=self.jobs.allow_plugins) if self.foretell else None
 
     @cached_property
     def tensorboard(self) -> TensorBoard:

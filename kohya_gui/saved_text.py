@@ -13,6 +13,8 @@ from sd_scripts.schema.errors import UserError
 MOST_BYTES = 2_000_000
 MOST_KEYS = 3000
 MOST_DEPTH = 20
+# a file of small lists takes seconds, and a form holds a few hundred values
+_MOST_COMMAS = 100_000
 # its reader is slow, and no such file of ours or a trainer comes near
 _MOST_TOML = 300_000
 # a key of many parts takes a TOML reader far longer than its length
@@ -70,6 +72,8 @@ def parse(text: str) -> Content:
         raise UserError(
             f"The file is too large for a saved form ({len(text):,} characters).", hint="Choose another file."
         )
+    if text.count(",") > _MOST_COMMAS:
+        raise UserError("The file holds far more than a saved form.", hint="Choose another file.")
     doubled: list[str] = []
     toml = False
     try:

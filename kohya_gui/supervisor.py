@@ -17,6 +17,10 @@ from typing import Any
 
 SPEC, STARTED, CONSOLE, EXIT, KILL = "spec.json", "supervisor.json", "console.log", "exit.json", "kill.json"
 EVENTS, STOP = "events.jsonl", "control/stop"
+# tokens that a program may have from the page's own environment
+USUAL_SECRETS = ("HF_TOKEN", "WANDB_API_KEY")
+_SHORTEST_SECRET = 8
+_PART = 4_000_000
 MARKER = "KOHYA_GUI_JOB"
 WINDOWS = os.name == "nt"
 POLL_SECONDS = 0.2
@@ -130,6 +134,44 @@ def sweep(marker: str) -> None:
         _signal(_marked(marker), signal.SIGKILL)
 
 
+class Stars:
+    """Puts stars over secrets that a program writes into its console or events: these are what people send to others.
+
+    The programs only ever append, so bytes that are there can be overwritten in place.
+    """
+
+    def __init__(self, folder: Path, names: list[str]) -> None:
+        values = {os.environ.get(name, "").encode() for name in (*USUAL_SECRETS, *names)}
+        self._secrets = [value for value in values if len(value) >= _SHORTEST_SECRET]
+        self._looked = {folder / CONSOLE: 0, folder / EVENTS: 0}
+
+    def put(self) -> None:
+        """Look at what was written since the last time."""
+        for path in self._looked if self._secrets else ():
+            try:
+                self._over(path)
+            except OSError:
+                continue  # not there yet; or a disk that takes nothing, which is no reason to end a training
+
+    def _over(self, path: Path) -> None:
+        longest = max(map(len, self._secrets))
+        with path.open("r+b") as file:
+            while True:
+                # one that was written half the last time begins in what was looked at
+                begin = max(0, self._looked[path] - longest + 1)
+                file.seek(begin)
+                part = file.read(_PART)
+                if begin + len(part) <= self._looked[path]:
+                    return
+                for secret in self._secrets:
+                    at = part.find(secret)
+                    while at >= 0:
+                        file.seek(begin + at)
+                        file.write(b"*" * len(secret))
+                        at = part.find(secret, at + len(secret))
+                self._looked[path] = begin + len(part)
+
+
 def _start(folder: Path, argv: list[Any], spec: dict[str, Any]) -> "subprocess.Popen[bytes]":
     environment = {**os.environ, MARKER: folder.name}
     console = (folder / CONSOLE).open("ab")
@@ -149,14 +191,14 @@ def _start(folder: Path, argv: list[Any], spec: dict[str, Any]) -> "subprocess.P
         console.close()
 
 
-def _wait(process: "subprocess.Popen[bytes]", folder: Path) -> bool:
+def _wait(process: "subprocess.Popen[bytes]", folder: Path, stars: Stars) -> bool:
     """Wait for the end; True if it was ended on request."""
     while True:
         try:
             process.wait(timeout=POLL_SECONDS)
             return False
         except subprocess.TimeoutExpired:
-            pass
+            stars.put()
         if (folder / KILL).exists():
             request = read_json(folder / KILL) or {}
             grace = request.get("grace", DEFAULT_GRACE)
@@ -199,6 +241,7 @@ def supervise(folder: Path) -> int:
     started: dict[str, Any] = {"pid": os.getpid(), "started": began, "child": None}
     write_json(folder / STARTED, started)
     code, killed, name = 0, False, ""
+    stars = Stars(folder, [str(name) for name in spec.get("secrets") or []])
     for number, (name, argv) in enumerate(programs, 1):
         if number > 1 and (folder / STOP).exists():
             # asked to stop before the training began: there is nothing to save
@@ -213,8 +256,9 @@ def supervise(folder: Path) -> int:
             _end(folder, began, code=None, message=f"{what} could not be started: {error}.")
             return 1
         write_json(folder / STARTED, {**started, "child": process.pid, "child_started": time.time()})
-        killed = _wait(process, folder)
+        killed = _wait(process, folder, stars)
         sweep(folder.name)
+        stars.put()
         code = process.returncode
         if killed or code != 0:
             break

@@ -22,7 +22,6 @@ def build(services: Services) -> None:
         (words("Who can reach this page"), services.reach),
         (words("Folders open to the page"), ", ".join(str(folder) for folder in services.roots.folders)),
         (words("Jobs are kept in"), str(services.jobs.root)),
-        (words("Language"), services.words.language),
         ("Python", platform.python_version()),
         *((name, _version(name)) for name in ("gradio", "torch", "diffusers", "transformers", "accelerate")),
     ]
@@ -34,5 +33,5 @@ def build(services: Services) -> None:
     widgets.html(
         f"<h2>{words('About')}</h2><p>{escape(text)}</p><p class='k-quiet'>{escape(keys)}</p>"
         f"<table class='k-table'>{lines}</table>",
-        elem_classes=["k-card"],
+        elem_classes=["k-card", "k-about"],
     )

@@ -28,7 +28,8 @@ CONTROLS = {
     *("button", "checkbox", "combobox", "link", "listbox", "menuitem", "option", "radio", "searchbox", "slider"),
     *("spinbutton", "switch", "tab", "textbox"),
 }
-OPEN_ALL = """() => { for (const each of document.querySelectorAll('.k-group > .label-wrap, .k-form details:not([open])'))
+OPEN_ALL = """() => {
+  for (const each of document.querySelectorAll('.k-group > .label-wrap, .k-form details:not([open])'))
   if (each.offsetParent && !each.matches('.open')) each.matches('details') ? each.open = true : each.click(); }"""
 SUBTABS = """(seen) => [...document.querySelectorAll('#top [role=tabpanel] [role=tab]')]
   .filter((tab) => tab.offsetParent && !seen.includes(tab.id)).map((tab) => tab.id)"""

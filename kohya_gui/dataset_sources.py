@@ -2,7 +2,7 @@
 or a description of data sets."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,7 @@ class _Looker:
             try:
                 folders = scan_class_folders(root, self.extension)
                 self.found.problems += passed_over(root, key, folders)
+                folders = [folder for folder in folders if self._may(str(folder.path), key)]
             except DataError as error:
                 near = None if os.path.exists(root) else nearest_name(Path(root))
                 self.found.add(key, error, {key: str(near)} if near and near.parent == Path(root).parent else {})
@@ -329,6 +330,18 @@ def passed_over(root: str, key: str, found: Sequence[ClassFolder]) -> Iterator[P
         yield Problem("warning", key, text, "Move them into one of the folders.")
     if not found and not full:
         yield _nothing(root, key, folders)
+
+
+def refuse_links(folder: str, names: Iterable[str], key: str, allowed: Allowed | None) -> None:
+    """Links lead out of a folder: what they show must be open to the page as well.
+
+    Raises:
+        DataError: naming the first that is not.
+    """
+    places = (os.path.join(folder, name) for name in names) if allowed is not None else ()
+    bad = next((place for place in places if os.path.islink(place) and allowed and not allowed(place)), None)
+    if bad is not None:
+        raise DataError(f"{bad} is a link that leads outside the folders open to the page", key)
 
 
 def _nothing(root: str, key: str, folders: Sequence[str]) -> Problem:

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from kohya_gui.dataset_sources import Allowed, Found, Part, Source, find
+from kohya_gui.dataset_sources import Allowed, Found, Part, Source, find, refuse_links
 from kohya_gui.problem import Problem
 from sd_scripts.schema.buckets import Bucketer, Bucketing, Placement, Size, same_shape
 from sd_scripts.schema.captions import CaptionRules
@@ -292,6 +292,7 @@ class _Sight:
         if files is None:
             return
         folder = str(files.path)
+        refuse_links(folder, (*files.images, *filter(None, files.captions)), self.source.key, self.allowed)
         for name, size, caption in zip(files.images, sizes_in(folder, files.images), files.captions):
             yield _Raw(os.path.join(folder, name), size, os.path.join(folder, caption) if caption else None)
 

@@ -64,6 +64,8 @@ _EXTRA = {
     "fsdp_activation_checkpointing": 1,
     "fsdp_activation_checkpointing_offload": 1,
 }
+# these reach other machines, or read a file that can say the same as all flags here, another main machine among them
+_TRUSTED = ("config_file", "deepspeed_hostfile", "deepspeed_multinode_launcher")
 # The launcher takes one of these or --multi_gpu, not both.
 _OWN_WAY = ("--use_fsdp", "--use_deepspeed")
 
@@ -99,6 +101,17 @@ def extra_arguments(text: str | None) -> list[str]:
     return checked
 
 
+def _refuse_trusted(extra: list[str]) -> None:
+    """A saved form may come from anybody, so what can name other machines counts only where foreign code does."""
+    bad = next((flag for flag in extra if flag.removeprefix("--") in _TRUSTED), None)
+    if bad is not None:
+        raise UserError(
+            f"{bad} can name other machines, which could run programs on this one.",
+            "extra_accelerate_launch_args",
+            "If it is yours, start with --allow_plugins.",
+        )
+
+
 def arguments(values: Mapping[str, Any], notes: list[str], *, trusting: bool = False) -> list[str]:
     """`python -m accelerate.commands.launch` with its settings, up to the script.
 
@@ -108,9 +121,12 @@ def arguments(values: Mapping[str, Any], notes: list[str], *, trusting: bool = F
         trusting: whoever started the page allowed foreign code, and with it any machine as the first one.
 
     Raises:
-        UserError: for GPU numbers that are none, or an address that is none or lies outside the local network.
+        UserError: for GPU numbers that are none, an address that is none or lies outside the local network, or a flag
+            that can name other machines without `trusting`.
     """
     extra = extra_arguments(values.get("extra_accelerate_launch_args"))
+    if not trusting:
+        _refuse_trusted(extra)
     processes = int(values["num_processes"])
     machines = int(values["num_machines"])
     parts = [sys.executable, "-m", "accelerate.commands.launch"]

@@ -14,6 +14,7 @@ CAPTION_ENDINGS = (
     ".txt", ".caption", ".captions", ".cap", ".tag", ".tags", ".text", ".prompt", ".desc", ".description", ".label",
     ".wd14", ".wd", ".blip", ".blip2", ".booru", ".tagger",
 )  # fmt: skip
+_DOUBLE = re.compile(r"\.[\w-]{1,40}(\.\w+)")
 _DRIVE = re.compile(r"^[A-Za-z]:")
 _DEVICES = re.compile(r"^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\..*)?$", re.IGNORECASE)
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
@@ -76,7 +77,9 @@ def caption_ending(text: str, key: str) -> str:
     """
     plain = text.strip()
     made = plain if plain.startswith(".") else f".{plain}"
-    if made.lower() not in CAPTION_ENDINGS:
+    # as ".wd14.txt", which keeps several captions of one picture apart
+    double = _DOUBLE.fullmatch(made.lower())
+    if (double[1] if double else made.lower()) not in CAPTION_ENDINGS:
         raise UserError(
             f"{text[:100]!r} is no ending of caption files that the page writes.",
             key,

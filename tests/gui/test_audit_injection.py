@@ -213,8 +213,29 @@ def test_the_line_to_copy_keeps_every_word(text: str) -> None:
     assert shlex.split(line)[-3:] == ["python", text, "end"]
 
 
+@pytest.mark.parametrize("text", ["txt", ".txt", ".wd14.txt", "blip-2.caption", ".Caption"])
+def test_captions_may_have_their_usual_endings_and_two_parts(text: str) -> None:
+    assert paths.caption_ending(text, "caption_ext") == "." + text.lstrip(".")
+
+
 @pytest.mark.parametrize(
-    "text", [".py", "sh", ".bat", ".json", ".toml", ".png", "/../x.txt", ".txt/..", "", ".", ".PY "]
+    "text",
+    [
+        ".py",
+        "sh",
+        ".bat",
+        ".json",
+        ".toml",
+        ".png",
+        "/../x.txt",
+        ".txt/..",
+        "",
+        ".",
+        ".PY ",
+        ".txt.py",
+        "./a.txt",
+        ".a.b.txt",
+    ],
 )
 def test_no_caption_is_written_as_a_program(text: str) -> None:
     with pytest.raises(UserError):

@@ -100,13 +100,54 @@ def test_relative_paths_start_where_the_trainer_runs(tmp_path: Path, monkeypatch
     [
         ("base_weights", ["/etc/passwd"]),
         ("extra_accelerate_launch_args", "--log_dir /etc/x"),
-        ("extra_accelerate_launch_args", "--config_file=/etc/x.yaml"),
+        ("extra_accelerate_launch_args", "--deepspeed_config_file=/etc/x.yaml"),
+        ("network_args", ["preset=/etc/passwd"]),
+        ("network_args", ["conv_dim=4", "preset='../../../../../../../etc/passwd'"]),
+        ("optimizer_args", ["file=\\\\\\\\host\\x"]),
+        ("sample_prompt_text", "a cat --w 512\na dog --cn /etc/x.png --s 20"),
+        ("sample_prompt_text", "a dog --s 20 --cn ../../../../../../../etc/x.png"),
         ("train_data_dir", "/etc"),
     ],
 )
 def test_no_field_reaches_outside_the_allowed_folders(tmp_path: Path, key: str, value: object) -> None:
     view = checks.plan("train_network", {"LoRA_type": "Standard", key: value}, Roots([tmp_path]))
     assert any(p.key == key and "outside" in p.message for p in view.problems), view.problems
+
+
+def test_prompt_files_name_no_control_pictures_from_outside(tmp_path: Path) -> None:
+    for name, text in (
+        ("a.txt", "a cat --cn /etc/x.png"),
+        ("b.toml", "[prompt]\ncontrolnet_image = '/etc/x.png'"),
+        ("c.json", '[{"prompt": "a", "controlnet_image": "/etc/x.png"}]'),
+        ("good.txt", f"a cat / dog --s 20 --cn {tmp_path}/x y.png --w 64\nno --cnx /etc"),
+    ):
+        (tmp_path / name).write_text(text)
+        values = {"LoRA_type": "Standard", "sample_prompts": str(tmp_path / name), "network_args": ["conv_dim=4/2"]}
+        said = checks.plan("train_network", values, Roots([tmp_path, command.PROJECT])).problems
+        outside = {p.key for p in said if "outside" in p.message}
+        assert outside == (set() if name == "good.txt" else {"sample_prompts"}), name
+
+
+def test_links_among_the_pictures_show_nothing_from_outside(tmp_path: Path) -> None:
+    strange, allowed = tmp_path / "strange", tmp_path / "allowed"
+    for folder in (strange / "5_dog", allowed / "5_cat"):
+        folder.mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(folder / "a.png")
+    (strange / "secret").write_text("hidden words")
+    values = {
+        "LoRA_type": "Standard",
+        "train_data_dir": str(allowed),
+        "resolution": "64,64",
+        "caption_extension": ".txt",
+    }
+    plain = checks.plan("train_network", values, Roots([allowed]))
+    assert plain.images == 1
+    for link, target in (("5_cat/a.txt", strange / "secret"), ("5_dog", strange / "5_dog")):
+        (allowed / link).symlink_to(target)
+        view = checks.plan("train_network", values, Roots([allowed]))
+        assert any(p.key == "train_data_dir" and "outside" in p.message and link in p.message for p in view.problems)
+        assert not view.can_start
+        (allowed / link).unlink()
 
 
 def test_a_description_shows_no_pictures_from_outside(tmp_path: Path) -> None:

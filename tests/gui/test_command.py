@@ -190,6 +190,15 @@ def test_only_the_person_at_the_machine_allows_plugins() -> None:
     assert "--allow_plugins" not in command.build("train_network", {"allow_plugins": True}).argv
 
 
+@pytest.mark.parametrize("flag", ["--deepspeed_hostfile hosts", "--deepspeed-hostfile hosts", "--config_file=x.yaml"])
+def test_other_machines_are_named_only_where_foreign_code_is_allowed(flag: str) -> None:
+    values = {"extra_accelerate_launch_args": f"--quiet {flag}"}
+    with pytest.raises(UserError, match="other machines") as refused:
+        command.build("train_network", values)
+    assert refused.value.key == "extra_accelerate_launch_args"
+    assert {"hosts", "x.yaml"} & set(command.build("train_network", values, allow_plugins=True).argv)
+
+
 def test_unknown_keys_and_values_that_are_none_are_refused() -> None:
     for values, key in (
         ({"learning_rat": 1}, "learning_rat"),

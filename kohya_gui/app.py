@@ -80,7 +80,7 @@ class App:
         ]
         services = self.services
         board = services.tensorboard
-        own = [*served.routes(services.roots, services.jobs, board), *self.script.routes()]
+        own = [*served.routes(services.roots, services.jobs, board, services.words.error), *self.script.routes()]
         # as `Blocks.queue(max_size=...)` does, which would make the whole web application once more
         self.blocks._queue.max_size = MOST_EVENTS
         try:

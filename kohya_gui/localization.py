@@ -160,6 +160,11 @@ class Words:
         """A sentence made elsewhere (a finding, an error), in the language spoken now if it has one for it."""
         return self.spoken().said(sentence)
 
+    def error(self, error: UserError) -> str:
+        """An error in the language spoken now: what is wrong, and the way out."""
+        stop = "" if not error.hint or error.message.endswith((".", "!", "?", ":")) else "."
+        return f"{self.said(error.message)}{stop} {self.said(error.hint)}".strip()
+
     @contextmanager
     def building(self) -> Iterator[None]:
         """While this lasts texts come marked instead of translated, as they go into a page that many languages

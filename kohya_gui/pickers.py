@@ -81,7 +81,7 @@ def dialog(roots: Roots, words: Words, request: dict[str, Any]) -> dict[str, str
     try:
         listing = roots.listing(path or None, files=files, suffixes=suffixes)
     except UserError as error:
-        said = f'<p class="k-said">{escape(str(error))}</p>'
+        said = f'<p class="k-said">{escape(words.error(error))}</p>'
         listing = _nearest(roots, path, files, suffixes)
     above = ""
     if listing.parent is not None:

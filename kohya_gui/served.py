@@ -22,6 +22,7 @@ from kohya_gui.paths import IMAGE_SUFFIXES, Roots
 from kohya_gui.tensorboard import TensorBoard
 from sd_scripts.schema.errors import UserError
 
+Say = Callable[[UserError], str]
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'",
@@ -34,13 +35,13 @@ _BOARD_SENDS = ("accept", "content-type")
 _BOARD_ANSWERS = ("content-type", "content-disposition", "content-security-policy", "cache-control", "expires")
 
 
-async def _answer(work: Callable[[Request], Response], request: Request) -> Response:
+async def _answer(work: Callable[[Request], Response], say: Say, request: Request) -> Response:
     if not signed_in(request.app, request.cookies):
         return PlainTextResponse("Log in first.", 401)
     try:
         return await anyio.to_thread.run_sync(work, request)
     except UserError as error:
-        return PlainTextResponse(str(error), 404)
+        return PlainTextResponse(say(error), 404)
     except OSError as error:
         return PlainTextResponse(f"The file cannot be read: {error.strerror or error}.", 404)
 
@@ -88,16 +89,16 @@ def _log(jobs: JobStore, request: Request) -> Response:
     return PlainTextResponse(text, headers=headers)
 
 
-async def _upload(roots: Roots, turns: anyio.Semaphore, request: Request) -> Response:
+async def _upload(roots: Roots, turns: anyio.Semaphore, say: Say, request: Request) -> Response:
     """One file as the whole body of the request; folder and name stand in the address. Few at once, as each is held in
     memory until it is checked."""
     if not signed_in(request.app, request.cookies):
         return PlainTextResponse("Log in first.", 401)
     async with turns:
-        return await _take(roots, request)
+        return await _take(roots, say, request)
 
 
-async def _take(roots: Roots, request: Request) -> Response:
+async def _take(roots: Roots, say: Say, request: Request) -> Response:
     content = bytearray()
     async for part in request.stream():
         content += part
@@ -108,7 +109,7 @@ async def _take(roots: Roots, request: Request) -> Response:
         made = await anyio.to_thread.run_sync(upload.store, roots, folder, name, bytes(content))
     except UserError as error:
         # the request itself was fine; the page lists what was refused
-        return JSONResponse({"refused": str(error)})
+        return JSONResponse({"refused": say(error)})
     return JSONResponse({"written": made.name})
 
 
@@ -143,14 +144,21 @@ async def _board(tensorboard: TensorBoard | None, request: Request) -> Response:
     return StreamingResponse(got.aiter_raw(), got.status_code, headers, background=BackgroundTask(end))
 
 
-def routes(roots: Roots, jobs: JobStore, tensorboard: TensorBoard | None = None) -> list[Route]:
-    """The routes for the web application; relative to the page, so that a reverse proxy's prefix works."""
+def routes(roots: Roots, jobs: JobStore, tensorboard: TensorBoard | None = None, say: Say = str) -> list[Route]:
+    """The routes for the web application; relative to the page, so that a reverse proxy's prefix works.
+
+    Args:
+        roots: the folders that may be seen and written to.
+        jobs: whose logs are given out.
+        tensorboard: what is shown behind the page's login.
+        say: puts an error into the language of the request.
+    """
     works: dict[str, Callable[[Request], Response]] = {
         "/kohya/file": partial(_file, roots),
         "/kohya/thumb": partial(_thumb, roots),
         "/kohya/log": partial(_log, jobs),
     }
-    reads = [Route(path, partial(_answer, work), methods=["GET"]) for path, work in works.items()]
-    upload_one = partial(_upload, roots, anyio.Semaphore(UPLOADS_AT_ONCE))
+    reads = [Route(path, partial(_answer, work, say), methods=["GET"]) for path, work in works.items()]
+    upload_one = partial(_upload, roots, anyio.Semaphore(UPLOADS_AT_ONCE), say)
     board = Route("/kohya/tensorboard/{path:path}", partial(_board, tensorboard), methods=["GET", "POST"])
     return [*reads, board, Route("/kohya/upload", upload_one, methods=["PUT"])]

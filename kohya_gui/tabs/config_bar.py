@@ -161,7 +161,7 @@ class ConfigBar:
                 message, changed = self.preset_acts.act(asked, file, values)
                 return [changed or gr.skip(), message, self.preset_update(changed or file), *self.form.patch({})]
         except UserError as error:
-            gr.Warning(str(error))
+            gr.Warning(self.words.error(error))
         return self.unchanged()
 
     def _picked(self, asked: Values, file: FileState, values: Values) -> list[Any]:
@@ -225,7 +225,7 @@ class ConfigBar:
         try:
             return self.take_preset(name, self.form.collect(contents).values) if name else self.unchanged()
         except UserError as error:
-            gr.Warning(str(error))
+            gr.Warning(self.words.error(error))
             return self.unchanged()
 
     def take_preset(self, source: str, typed: Values) -> list[Any]:
@@ -270,14 +270,14 @@ class ConfigBar:
     def _save(self, file: FileState, *contents: Any) -> list[Any]:
         found = self.form.collect(contents)
         if found.mistakes:
-            gr.Warning(str(found.mistakes[0]))
+            gr.Warning(self.words.error(found.mistakes[0]))
             return [file, channel(go=found.mistakes[0].key)]
         if not file.path:
             return [file, channel(browse=SAVE)]
         try:
             return self._save_to(Path(file.path), file, found.values)[:2]
         except UserError as error:
-            gr.Warning(str(error))
+            gr.Warning(self.words.error(error))
             return [file, channel()]
 
     def _save_over(self, asked: Values, file: FileState, values: Values) -> list[Any]:
@@ -318,7 +318,7 @@ class ConfigBar:
                 # the preset may have been saved anew; what the person typed about places is in the old values
                 return self.take_preset(file.preset, {k: v for k, v in file.values.items() if k in self.form.fields})
         except UserError as error:
-            gr.Warning(str(error))
+            gr.Warning(self.words.error(error))
             return self.unchanged()
         return self.opened(file, channel(later=True))
 

@@ -113,7 +113,7 @@ class DatasetTab:
             try:
                 message = self._one(str(asked.get("file", "")), found.folders, seen)
             except UserError as error:
-                gr.Warning(self.words.said(str(error)))
+                gr.Warning(self.words.error(error))
         return [channel(**message), *self.look(browsing, found, seen, counting=counting)]
 
     def _one(self, path: str, folders: Sequence[FolderView], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,16 +165,16 @@ def _thumb(picture: PictureView, size: int) -> str:
     return f'<div class="k-crop"><img loading="lazy" src="{address}" alt="{escape(picture.name)}">{frame}</div>'
 
 
-def _caption(picture: PictureView, folder: FolderView) -> str:
+def _caption(picture: PictureView, folder: FolderView, words: Words) -> str:
     try:
         return pictures.caption(picture, folder)
     except UserError as error:
-        return str(error)
+        return words.error(error)
 
 
 def _tile(picture: PictureView, folder: FolderView, words: Words) -> str:
     said = "".join(f'<b class="k-cause">{escape(_name(problem, words))}</b> ' for problem in picture.problems)
-    caption = escape(_caption(picture, folder)) or words("no caption")
+    caption = escape(_caption(picture, folder, words)) or words("no caption")
     return (
         f'<figure data-do="look" data-file="{escape(picture.path)}" tabindex="0">{_thumb(picture, 256)}'
         f"<small>{_size(picture.bucket)}</small><figcaption>{said}{caption}</figcaption></figure>"
@@ -271,7 +271,7 @@ def picture_sheet(picture: PictureView, folder: FolderView, values: Mapping[str,
     try:
         draws = pictures.captions_seen(picture, folder, values)
     except UserError as error:
-        draws = [words.said(str(error))]
+        draws = [words.error(error)]
     lines = "".join(f"<li>{escape(text) or words('(nothing)')}</li>" for text in draws)
     return (
         f'<div class="k-one">{_thumb(picture, 512)}{control}</div><p class="k-quiet">{escape(", ".join(facts))}</p>'

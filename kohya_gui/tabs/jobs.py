@@ -196,7 +196,7 @@ class JobsTab:
                 self.store.tick()
                 looking = replace(looking, job=made or job)
         except UserError as error:
-            gr.Warning(str(error))
+            gr.Warning(self.words.error(error))
         return [channel(**message), *self._tick(looking, search)]
 
     def _ends(self, job: str, prompt: int) -> tuple[int, ...]:

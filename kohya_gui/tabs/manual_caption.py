@@ -121,7 +121,7 @@ class ManualPanel:
         try:
             tags.write(self.services.roots, str(request.get("file", "")), str(request.get("ending", "")), text)
         except UserError as error:
-            return {**answer, "said": self.words.said(str(error))}
+            return {**answer, "said": self.words.error(error)}
         return {**answer, "saved": True, "said": self.words("saved")}
 
     def _asked(self, contents: Sequence[Any]) -> tuple[Hand, bool, int]:

@@ -152,7 +152,7 @@ def _one_line(plan: Plan, windows: bool, words: Words) -> str:
     try:
         line = plan.line(windows)
     except UserError as error:
-        return f"<h3>{title}</h3><p class='k-quiet'>{escape(words.said(str(error)))}</p>"
+        return f"<h3>{title}</h3><p class='k-quiet'>{escape(words.error(error))}</p>"
     return f'<h3>{title}</h3><pre id="{name}" class="k-one-line">{escape(line)}</pre>{_copy(f"#{name}", words)}'
 
 

@@ -47,7 +47,7 @@ class PresetActs:
         try:
             draft, changed = self.acts[str(asked.get("do"))](asked, file, values)
         except UserError as error:
-            draft, changed = replace(_typed(asked), said=str(error), wrong=True), None
+            draft, changed = replace(_typed(asked), said=self.words.error(error), wrong=True), None
         return self.message(draft), changed
 
     def message(self, draft: Draft) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class PresetActs:
                 self.home, self.tab, typed.name, typed.description, chosen, replace=bool(asked.get("sureNow"))
             )
         except TakenError as error:
-            said = str(error)
+            said = self.words.error(error)
             return replace(typed, said=said, wrong=True, offer=self.words("Replace it"), offer_ask="preset_save"), None
         gr.Info(self.words("Saved as {name}.", name=made.name))
         return Draft(said=self.words("{name} is saved, {n} settings.", name=made.name, n=len(chosen))), None
@@ -73,7 +73,7 @@ class PresetActs:
         try:
             new = user_presets.rename(self.home, self.tab, _name(source), str(asked.get("new_name", "")))
         except UserError as error:
-            return Draft(said=str(error), wrong=True, renaming=source), None
+            return Draft(said=self.words.error(error), wrong=True, renaming=source), None
         changed = replace(file, name=new, preset=OWN + new) if file.preset == source else None
         return Draft(said=self.words("It is called {name} now.", name=new)), changed
 

@@ -221,7 +221,7 @@ class SettingsTab:
         try:
             config_toml.change(self.path, lambda content: config_toml.put(content, names, value))
         except UserError as error:
-            gr.Warning(self.words.said(str(error)))
+            gr.Warning(self.words.error(error))
             return False
         return True
 
@@ -252,7 +252,7 @@ class SettingsTab:
         try:
             value = check_default(str(tab), str(key or ""), str(text or "").strip())
         except UserError as error:
-            gr.Warning(self.words.said(str(error)))
+            gr.Warning(self.words.error(error))
             return gr.skip()
         if not self._write(("defaults", tab, key), value):
             return gr.skip()
@@ -278,7 +278,7 @@ class SettingsTab:
             if not Path(real).is_dir():
                 raise UserError(f"{real} is no folder.", hint="Choose an existing folder.")
         except UserError as error:
-            gr.Warning(self.words.said(str(error)))
+            gr.Warning(self.words.error(error))
             return gr.skip()
         if not self._write(("start_folders", key), str(real)):
             return gr.skip()

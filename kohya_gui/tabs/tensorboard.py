@@ -52,8 +52,8 @@ class TensorboardBar:
         try:
             yield self._html(self.board.start((folder or "").strip() or self.newest_logs()))
         except UserError as error:
-            gr.Warning(words.said(str(error)))
-            yield f"<span>{escape(words.said(str(error)))}</span>"
+            gr.Warning(words.error(error))
+            yield f"<span>{escape(words.error(error))}</span>"
 
     def _stop(self) -> str:
         self.board.stop()

@@ -322,7 +322,7 @@ class TrainingTab:
                 store.remove(job)
                 gr.Info(self.words("{name} has left the queue; add it again when it is right.", name=view.name))
         except UserError as error:
-            gr.Warning(str(error))
+            gr.Warning(self.words.error(error))
             return self.bar.unchanged()
         opened = FileState(name=self.words("from the job {name}", name=view.name), values=values)
         return self.bar.opened(opened, channel(later=True, go=go))
@@ -349,7 +349,7 @@ class TrainingTab:
             job = store.create(made, values, str(values.get("output_name") or file.name or self.spec.title))
             started = store.tick()
         except UserError as error:
-            gr.Warning(self.words.said(str(error)))
+            gr.Warning(self.words.error(error))
             return channel(**message, go=error.key)
         if waits or job.id not in started:
             gr.Info(
@@ -373,7 +373,7 @@ class TrainingTab:
                 allowed=self.services.roots.allows,
             )
         except UserError as error:
-            return channel(sheet={"title": words("Not yet"), "html": plan_view.sentence(words.said(str(error)))})
+            return channel(sheet={"title": words("Not yet"), "html": plan_view.sentence(words.error(error))})
         if kind == "toml":
             return channel(sheet={"title": "TOML", "html": plan_view.toml_sheet(made, words)})
         return channel(sheet={"title": words("Command"), "html": plan_view.command_sheet(made, words)})

@@ -96,7 +96,7 @@ class UtilitiesTab:
                 panel = self.panels[chosen]
                 message = channel(form=panel.name, go=str(asked.get("go") or panel.tool.keys[0]))
             except UserError as error:
-                gr.Warning(self.words.said(str(error)))
+                gr.Warning(self.words.error(error))
         updates = [panel.opened(values) if name == chosen else panel.left() for name, panel in self.panels.items()]
         return [message, *(item for part in updates for item in part)]
 

@@ -141,3 +141,14 @@ def test_a_file_made_for_kohya_ss_works_when_dropped_in(tmp_path: Path) -> None:
     assert "Network Rank (Dimension)" in old_labels("Rank")
     labels = labels_by_key()
     assert len(labels) > 150 and all(labels.values())
+
+
+def test_an_error_is_said_in_the_language_of_the_page_sentence_by_sentence() -> None:
+    table = {"{path} is no file": "{path} ist keine Datei", "Choose another file.": "Nimm eine andere."}
+    words = Words(table, "de")
+    assert (
+        words.error(UserError("a.txt is no file", hint="Choose another file."))
+        == "a.txt ist keine Datei. Nimm eine andere."
+    )
+    assert words.error(UserError("What is this?", hint="Look.")) == "What is this? Look."
+    assert Words({}).error(UserError("No.")) == "No."

@@ -268,5 +268,7 @@ def test_the_language_is_chosen_in_the_head_and_the_form_stays(visit: Visit) -> 
 def test_the_last_tab_is_open_again(visit: Visit) -> None:
     page = visit.page
     page.click("#top-finetune-button")
+    expect(page.locator("#finetune-verdict")).to_contain_text(".")
+    page.wait_for_timeout(1500)  # a page left while it waits for an answer complains in the console
     page.reload()
     expect(page.locator("#finetune-form")).to_be_visible()

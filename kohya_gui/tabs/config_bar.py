@@ -12,13 +12,13 @@ from typing import Any
 import gradio as gr
 
 from kohya_gui import configs, recent, user_presets, widgets
-from kohya_gui.form import Form
+from kohya_gui.form import PATCH, Form
 from kohya_gui.services import Services
 from kohya_gui.tabs import compare, preset_sheet, reset
 from kohya_gui.tabs import plan as plan_view
 from kohya_gui.tabs.message import channel
 from kohya_gui.tabs.preset_acts import PresetActs
-from kohya_gui.tabs.sources import DEFAULTS, FILE, FORM, PATH, FileState, Sources
+from kohya_gui.tabs.sources import DEFAULTS, FILE, FORM, PATH, Before, FileState, Sources
 from sd_scripts.schema.errors import UserError
 
 __all__ = ["OPEN", "SAVE", "ConfigBar", "FileState", "recent_files"]
@@ -86,12 +86,12 @@ class ConfigBar:
         """Connect the buttons; `script` is the tab's channel to the page's script."""
         inputs = [self.file, *self.form.inputs]
         outputs = self.outputs(script)
-        self.preset.input(self._choose_preset, [self.preset, *self.form.inputs], outputs, **quiet)
+        self.preset.input(self._choose_preset, [self.preset, *inputs], outputs, **quiet)
         for button, key in ((self.open, OPEN), (self.save_as, SAVE)):
             browse = f"() => kohya.browse('{self.tab}', '{key}', '')"
             button.click(None, None, None, js=browse, api_visibility="private")
         self.save.click(self._save, inputs, [self.file, script], **quiet)
-        self.reload.click(self._reload, [self.file], outputs, **quiet)
+        self.reload.click(self._reload, inputs, outputs, **quiet)
         self.presets.click(self._show_presets, None, [script], **quiet)
         self.reset.click(self._show_reset, [self.file], [script], **quiet)
 
@@ -117,10 +117,41 @@ class ConfigBar:
         """Whether nothing but a preset was opened: then empty places are expected."""
         return not file.path and (not file.name or bool(file.preset))
 
+    def undoable(self, updates: list[Any], file: FileState, values: Values) -> list[Any]:
+        """The updates, with what they write over kept for "Undo".
+
+        Args:
+            updates: as `opened` or `unchanged` gave them.
+            file: the session's configuration before.
+            values: what the form said before.
+        """
+        state, message, preset, shown = updates
+        if not isinstance(shown, dict) or shown == gr.skip():
+            return updates
+        unsaved = len(compare.differences(self.form, values, file.values))
+        if PATCH not in shown and not unsaved:
+            return updates
+        if PATCH not in shown:
+            gr.Info(self.words("{n} unsaved changes were replaced. Undo brings them back.", n=unsaved))
+        kept = Before(replace(file, before=None), dict(values))
+        return [replace(state if isinstance(state, FileState) else file, before=kept), message, preset, shown]
+
     # ------------------------------------------------------------------ showing
 
     def name_text(self, file: FileState, values: Values) -> str:
-        """The file's name and the number of changes since it was opened or saved."""
+        """The file's name and the number of changes since it was opened or saved, and the way back to what the form
+        said before that."""
+        return self._undo_button(file) + self._name(file, values)
+
+    def _undo_button(self, file: FileState) -> str:
+        if file.before is None:
+            return ""
+        name = file.before.file.name or self.words("not saved yet")
+        title = escape(self.words("Back to {name}, as it stood here", name=name))
+        button = f'<button class="k-link" data-ask="undo_open" title="{title}">{self.words("Undo")}</button>'
+        return f'<span data-tab="{self.tab}">{button}</span> '
+
+    def _name(self, file: FileState, values: Values) -> str:
         count = len(compare.differences(self.form, values, file.values))
         name = file.name or self.words("not saved yet")
         if not count:
@@ -155,14 +186,24 @@ class ConfigBar:
         """What a dialog, a drop or a button of the page asks for; nothing, if it is not known here."""
         action = str(asked.get("do", ""))
         try:
+            if action == "undo_open":
+                return self._undo(file, values)
             if action in self.acts:
-                return self.acts[action](asked, file, values)
+                return self.undoable(self.acts[action](asked, file, values), file, values)
             if action in self.preset_acts.acts:
                 message, changed = self.preset_acts.act(asked, file, values)
                 return [changed or gr.skip(), message, self.preset_update(changed or file), *self.form.patch({})]
         except UserError as error:
             gr.Warning(self.words.error(error))
         return self.unchanged()
+
+    def _undo(self, file: FileState, values: Values) -> list[Any]:
+        """What stood in the form before; a second time it is what stands there now."""
+        if file.before is None:
+            return self.unchanged()
+        now, then = Before(replace(file, before=None), dict(values)), file.before
+        back = replace(then.file, before=now)
+        return [back, channel(later=True), self.preset_update(back), *self.form.fill(then.values)]
 
     def _picked(self, asked: Values, file: FileState, values: Values) -> list[Any]:
         path, key = str(asked.get("file") or ""), str(asked.get("key", ""))
@@ -221,9 +262,10 @@ class ConfigBar:
             FileState(str(kept or ""), name, opened.values, opened.extras, stamp=_stamp(kept) if kept else 0), message
         )
 
-    def _choose_preset(self, name: str, *contents: Any) -> list[Any]:
+    def _choose_preset(self, name: str, file: FileState, *contents: Any) -> list[Any]:
+        typed = self.form.collect(contents).values
         try:
-            return self.take_preset(name, self.form.collect(contents).values) if name else self.unchanged()
+            return self.undoable(self.take_preset(name, typed), file, typed) if name else self.unchanged()
         except UserError as error:
             gr.Warning(self.words.error(error))
             return self.unchanged()
@@ -294,7 +336,9 @@ class ConfigBar:
         configs.write_file(real, configs.save_text(self.tab, dict(values), dict(file.extras)))
         recent.use(self.services.remembered, self.tab, real)
         gr.Info(self.words("Saved as {name}.", name=real.name))
-        saved = replace(file, path=str(real), name=real.name, values=dict(values), preset="", stamp=_stamp(real))
+        saved = replace(
+            file, path=str(real), name=real.name, values=dict(values), preset="", stamp=_stamp(real), before=None
+        )
         return [saved, channel(later=True, close=True), self.preset_update(saved), *self.form.patch({})]
 
     def _ask_over(self, path: Path, changed: bool) -> dict[str, Any]:
@@ -310,16 +354,20 @@ class ConfigBar:
         )
         return channel(sheet={"title": words("Save"), "html": html})
 
-    def _reload(self, file: FileState) -> list[Any]:
+    def _reload(self, file: FileState, *contents: Any) -> list[Any]:
+        typed = self.form.collect(contents).values
         try:
-            if file.path:
-                return self.open_path(file.path)
-            if file.preset:
-                # the preset may have been saved anew; what the person typed about places is in the old values
-                return self.take_preset(file.preset, {k: v for k, v in file.values.items() if k in self.form.fields})
+            return self.undoable(self._opened_again(file), file, typed)
         except UserError as error:
             gr.Warning(self.words.error(error))
             return self.unchanged()
+
+    def _opened_again(self, file: FileState) -> list[Any]:
+        if file.path:
+            return self.open_path(file.path)
+        if file.preset:
+            # the preset may have been saved anew; what the person typed about places is in the old values
+            return self.take_preset(file.preset, {k: v for k, v in file.values.items() if k in self.form.fields})
         return self.opened(file, channel(later=True))
 
 

@@ -59,7 +59,8 @@ def digest(file: FileState) -> str:
 
 def keep(start: str, file: FileState, form: Form, contents: Sequence[Any], manner: Manner) -> dict[str, Any] | None:
     """What the browser keeps: the fields as typed, and the file they belong to. No secrets; None if it is too much."""
-    said = asdict(replace(file, values=_harmless(form, file.values), extras=_harmless(form, file.extras)))
+    plain = replace(file, values=_harmless(form, file.values), extras=_harmless(form, file.extras), before=None)
+    said = asdict(plain)
     kept = {
         "version": _VERSION,
         "start": start,

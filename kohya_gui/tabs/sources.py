@@ -29,7 +29,7 @@ class FileState:
 
     `path` is where it is kept ("" for nowhere) and `stamp` when that file was last changed (nanoseconds), `preset` the
     source name of the preset it is, `values` what it holds, `extras` the keys of the file that are on no form but must
-    be written back.
+    be written back. `before` is what "Undo" brings back.
     """
 
     path: str = ""
@@ -38,6 +38,15 @@ class FileState:
     extras: Mapping[str, Any] = field(default_factory=dict)
     preset: str = ""
     stamp: int = 0
+    before: "Before | None" = None
+
+
+@dataclass(frozen=True)
+class Before:
+    """What stood in the form until it was filled anew: the session's configuration, and what the form said."""
+
+    file: FileState
+    values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

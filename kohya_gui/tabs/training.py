@@ -309,7 +309,8 @@ class TrainingTab:
             self.services.remembered.use_folder(key, path)
             return self.bar.unchanged(channel(later=True), {key: path})
         if action == "open_job":
-            return self._open_job(str(asked.get("job", "")), asked.get("go"))
+            opened = self._open_job(str(asked.get("job", "")), asked.get("go"))
+            return self.bar.undoable(opened, file, self.form.collect(contents).values)
         return self.bar.act(asked, file, self.form.collect(contents).values)
 
     def _open_job(self, job: str, go: str | None) -> list[Any]:

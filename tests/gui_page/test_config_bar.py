@@ -20,7 +20,7 @@ from kohya_gui.localization import Words
 from kohya_gui.paths import Roots
 from kohya_gui.services import Services
 from kohya_gui.settings import Remembered
-from kohya_gui.tabs import compare, reset
+from kohya_gui.tabs import compare, reset, session
 from kohya_gui.tabs.config_bar import OPEN, SAVE, ConfigBar, FileState, recent_files
 from sd_scripts.schema.tabs import tab_fields
 
@@ -115,7 +115,9 @@ def test_the_header_of_a_dropped_model_fills_the_form(bar: ConfigBar) -> None:
     header = json.dumps({"__metadata__": metadata}).encode()
     head = base64.b64encode(struct.pack("<Q", len(header)) + header).decode()
     found = act(bar, "open_header", name="x.safetensors", head=head)
-    assert found.file is None and found.fields["network_dim"] == "12" and found.fields["learning_rate"] == "3e-4"
+    # no file is open then, and what was written over can come back
+    assert found.file is not None and found.file == FileState(before=found.file.before) and found.file.before
+    assert found.fields["network_dim"] == "12" and found.fields["learning_rate"] == "3e-4"
     assert "train_data_dir" not in found.fields and "settings were taken from x.safetensors" in found.html
     assert act(bar, "open_header", name="x.safetensors", head="no base64!").fields == {}
     assert act(bar, "open_header", name="x.safetensors", head="AAAA").fields == {}
@@ -251,3 +253,38 @@ def test_only_existing_presets_of_ones_own_change(bar: ConfigBar, do: str, about
 def test_the_start_preset_counts_as_fresh_and_a_file_does_not(bar: ConfigBar) -> None:
     assert bar.is_fresh(FileState()) and bar.is_fresh(FileState(name="Mine", preset="own:Mine"))
     assert not bar.is_fresh(FileState(name="from the job x")) and not bar.is_fresh(FileState("/a.json", "a.json"))
+
+
+def test_what_was_written_over_comes_back_with_undo(bar: ConfigBar) -> None:
+    path = saved(bar, "a.json", network_dim=24)
+    typed = {"network_dim": 7, "huggingface_token": "hf_secret"}
+    found = act(bar, "pick", FileState(name="mine"), typed, key=OPEN, file=str(path))
+    assert found.file is not None and found.file.before is not None
+    text = bar.name_text(found.file, found.file.values)
+    assert 'data-ask="undo_open"' in text and "Back to mine" in text
+    back = act(bar, "undo_open", found.file, dict(found.file.values))
+    assert back.file is not None and back.file.name == "mine"
+    assert (back.fields["network_dim"], back.fields["huggingface_token"]) == ("7", "hf_secret")
+    again = act(bar, "undo_open", back.file, typed)
+    assert again.file is not None and again.file.path == str(path) and again.fields["network_dim"] == "24"
+    # nothing of it goes to the browser, and saving ends it
+    kept = json.dumps(session.keep("", found.file, bar.form, [{}], session.Manner()))
+    assert "hf_secret" not in kept
+    stored = act(bar, "pick", found.file, typed, key=SAVE, file="b.json", folder=str(folder_of(bar)))
+    assert stored.file is not None and stored.file.before is None
+
+
+def test_undo_is_offered_where_something_would_be_lost(bar: ConfigBar) -> None:
+    path = saved(bar, "a.json", network_dim=24)
+    file = FileState(name="mine", values={"network_dim": 7})
+    untouched = act(bar, "pick", file, {"network_dim": 7}, key=OPEN, file=str(path))
+    assert untouched.file is not None and untouched.file.before is None
+    assert "undo_open" not in bar.name_text(untouched.file, {})
+    assert act(bar, "undo_open", file).fields == {}
+    reset_all = act(bar, "reset_section", file, {"network_dim": 8}, group="everything", to="defaults")
+    assert reset_all.file is not None and reset_all.file.before is not None
+    assert reset_all.file.before.values == {"network_dim": 8} and reset_all.file.values == file.values
+    state, *_ = bar._reload(file, {"network_dim": "9"})
+    assert state.before.values["network_dim"] == 9
+    state, *_ = bar._choose_preset(next(iter(bar.sources.shipped)), file, {"network_dim": "9"})
+    assert state.before.values["network_dim"] == 9

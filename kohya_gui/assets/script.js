@@ -116,7 +116,7 @@
     const label = tag('label', 'k-label', fact.label, { htmlFor: `${id}-in`, title: fact.tip });
     label.dataset.unit = fact.unit;
     const input = tag({ choice: 'select', long: 'textarea' }[fact.type] ?? 'input', 'k-in', '', { id: `${id}-in` });
-    const options = fact.list.map((value) => new Option(value || word('not set'), value));
+    const options = fact.list.map((value) => new Option(fact.called?.[value] || value || word('not set'), value));
     const other = fact.custom ? [new Option(word('another …'), OTHER)] : [];
     if (fact.type === 'choice') input.append(...options, ...other);
     else Object.assign(input, { autocomplete: 'off', spellcheck: false, placeholder: box ? '' : fact.first });
@@ -376,8 +376,18 @@
     if (near('.k-path') && /[/\\]/.test(event.target.value)) complete(near('.k-path'), event.target.value);
   });
   const target = (event, near) => event.dataTransfer.types.includes('Files') && near('.k-left');
-  on('dragover', (event, near) => { if (near('[data-drop]') || target(event, near)) event.preventDefault(); });
+  const over = (place) => { // where a file would land is marked while it is dragged
+    all('[data-over]').forEach((part) => part !== place && delete part.dataset.over);
+    if (place) place.dataset.over = '';
+  };
+  on('dragover', (event, near) => {
+    const place = event.dataTransfer.types.includes('Files') && near('[data-drop]') || target(event, near);
+    if (place) event.preventDefault();
+    over(place);
+  });
+  on('dragleave', (event) => event.relatedTarget || over()); // out of the window
   on('drop', (event, near) => {
+    over();
     const place = near('[data-drop]'), form = target(event, near), [file] = event.dataTransfer.files;
     if (!file || !(place || form)) return;
     event.preventDefault();

@@ -6,17 +6,68 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from sd_scripts.data.image import load_picture
 from sd_scripts.schema.caption_edit import with_words
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.tools_captions import Blip2CaptionOptions, BlipOptions, GitOptions
 from sd_scripts.tools.common import Ticker, say
 from sd_scripts.tools.files import beside, some_pictures, write_caption
 
+if TYPE_CHECKING:
+    import torch
+
 _AHEAD = 2  # batches read while one is described
 HINT = "Give a folder with the model, or connect to the internet once."
+Captions = Callable[[list[Image.Image]], list[str]]
+# the options of every captioner that works through a folder with a model
+Captioning = BlipOptions | GitOptions | Blip2CaptionOptions
+
+
+def caption_folder(options: Captioning, extension: str, load: Callable[[], Captions]) -> None:
+    """Describe the pictures of a folder that have no caption yet, and say how many; `load` is called if there are any.
+
+    Raises:
+        UserError: if there is no picture, one cannot be read, or the model cannot be had.
+    """
+    todo, left_out = pictures_to_describe(
+        options.train_data_dir, extension, recursive=options.recursive, replace=options.overwrite
+    )
+    if todo:
+        describe(
+            todo,
+            load(),
+            extension,
+            batch_size=options.batch_size,
+            threads=options.max_data_loader_n_workers,
+            debug=options.debug,
+            words=(options.prefix, options.postfix),
+        )
+    say_result(len(todo), left_out)
+
+
+def load_blip2(name: str) -> tuple[Any, Any, torch.device, torch.dtype]:
+    """Processor, model in evaluation mode, its device, and the type of its numbers, of a BLIP-2 folder or hub name.
+
+    Raises:
+        UserError: if the model cannot be had.
+    """
+    if not Path(name).is_dir() and name.count("/") != 1:
+        raise UserError(f"There is no model at {name}.", "model_id", "Give a folder or a hub name.")
+    import torch
+    from transformers import Blip2ForConditionalGeneration, Blip2Processor
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    try:
+        processor = Blip2Processor.from_pretrained(name)
+        model = Blip2ForConditionalGeneration.from_pretrained(name, dtype=dtype).to(device).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise model_error(name, error, "model_id") from error
+    return processor, model, device, dtype
 
 
 def pictures_to_describe(
@@ -52,7 +103,7 @@ def read_ahead(pictures: Sequence[Path], batch_size: int, threads: int | None) -
 
 def describe(
     pictures: Sequence[Path],
-    captions_of: Callable[[list[Image.Image]], list[str]],
+    captions_of: Captions,
     extension: str,
     *,
     batch_size: int,

@@ -13,13 +13,9 @@ OPTIONS = BlipOptions
 
 def work(options: BlipOptions) -> None:
     """Describe the pictures that have no caption yet. Raises UserError."""
-    from sd_scripts.finetune.captioning import describe, pictures_to_describe, say_result
+    from sd_scripts.finetune.captioning import Captions, caption_folder
 
-    extension = options.caption_extention or options.caption_extension
-    todo, left_out = pictures_to_describe(
-        options.train_data_dir, extension, recursive=options.recursive, replace=options.overwrite
-    )
-    if todo:
+    def load() -> Captions:
         import torch
 
         from sd_scripts.finetune.blip import Generation, load_blip
@@ -27,16 +23,9 @@ def work(options: BlipOptions) -> None:
         blip = load_blip(options.caption_weights, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         torch.manual_seed(options.seed)
         how = Generation(options.beam_search, options.num_beams, options.top_p, options.max_length, options.min_length)
-        describe(
-            todo,
-            lambda images: blip.captions(images, how),
-            extension,
-            batch_size=options.batch_size,
-            threads=options.max_data_loader_n_workers,
-            debug=options.debug,
-            words=(options.prefix, options.postfix),
-        )
-    say_result(len(todo), left_out)
+        return lambda images: blip.captions(images, how)
+
+    caption_folder(options, options.caption_extention or options.caption_extension, load)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sd_scripts.schema.errors import UserError
@@ -32,56 +31,27 @@ def generation(options: Blip2CaptionOptions) -> dict[str, Any]:
     }
 
 
-def load_blip2(name: str) -> Callable[[list[Image], dict[str, Any]], list[str]]:
-    """A function from images and generate's arguments to captions. Raises UserError where the model cannot be had."""
-    if not Path(name).is_dir() and name.count("/") != 1:
-        raise UserError(f"There is no model at {name}.", "model_id", "Give a folder or a hub name.")
-    import torch
-    from transformers import Blip2ForConditionalGeneration, Blip2Processor
-
-    from sd_scripts.finetune.captioning import model_error
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    try:
-        processor = Blip2Processor.from_pretrained(name)
-        model = Blip2ForConditionalGeneration.from_pretrained(name, dtype=dtype).to(device).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise model_error(name, error, "model_id") from error
-
-    def captions(images: list[Image], how: dict[str, Any]) -> list[str]:
-        inputs = processor(images=images, return_tensors="pt").to(device, dtype)
-        with torch.no_grad():
-            made = model.generate(**inputs, **how)
-        return [text.strip() for text in processor.batch_decode(made, skip_special_tokens=True)]
-
-    return captions
-
-
 def work(options: Blip2CaptionOptions) -> None:
     """Describe the pictures that have no caption yet. Raises UserError."""
-    from sd_scripts.finetune.captioning import describe, pictures_to_describe, say_result
+    from sd_scripts.finetune.captioning import Captions, caption_folder, load_blip2
 
     how = generation(options)
-    todo, left_out = pictures_to_describe(
-        options.train_data_dir, options.caption_extension, recursive=options.recursive, replace=options.overwrite
-    )
-    if todo:
-        captions = load_blip2(options.model_id)
 
+    def load() -> Captions:
+        processor, model, device, dtype = load_blip2(options.model_id)
         import torch
 
         torch.manual_seed(options.seed)
-        describe(
-            todo,
-            lambda images: captions(images, how),
-            options.caption_extension,
-            batch_size=options.batch_size,
-            threads=options.max_data_loader_n_workers,
-            debug=options.debug,
-            words=(options.prefix, options.postfix),
-        )
-    say_result(len(todo), left_out)
+
+        def captions(images: list[Image]) -> list[str]:
+            inputs = processor(images=images, return_tensors="pt").to(device, dtype)
+            with torch.no_grad():
+                made = model.generate(**inputs, **how)
+            return [text.strip() for text in processor.batch_decode(made, skip_special_tokens=True)]
+
+        return captions
+
+    caption_folder(options, options.caption_extension, load)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -64,28 +64,18 @@ def load_git(name: str) -> Callable[[list[Image], int], list[str]]:
 
 def work(options: GitOptions) -> None:
     """Describe the pictures that have no caption yet. Raises UserError."""
-    from sd_scripts.finetune.captioning import describe, pictures_to_describe, say_result
+    from sd_scripts.finetune.captioning import Captions, caption_folder
 
-    todo, left_out = pictures_to_describe(
-        options.train_data_dir, options.caption_extension, recursive=options.recursive, replace=options.overwrite
-    )
-    if todo:
+    def load() -> Captions:
         captions = load_git(options.model_id)
 
         def made(images: list[Image]) -> list[str]:
             found = captions(images, options.max_length)
             return [without_writing(text) for text in found] if options.remove_words else found
 
-        describe(
-            todo,
-            made,
-            options.caption_extension,
-            batch_size=options.batch_size,
-            threads=options.max_data_loader_n_workers,
-            debug=options.debug,
-            words=(options.prefix, options.postfix),
-        )
-    say_result(len(todo), left_out)
+        return made
+
+    caption_folder(options, options.caption_extension, load)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,18 +36,10 @@ Ask = Callable[["Image", str], str]
 def load(name: str) -> Ask:
     """A function that answers a question about an image. Raises UserError where the model cannot be had."""
     import torch
-    from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
-    if not Path(name).is_dir() and name.count("/") != 1:
-        raise UserError(f"There is no model at {name}.", "model_id", "Give a folder or a hub name.")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    try:
-        processor = Blip2Processor.from_pretrained(name)
-        model = Blip2ForConditionalGeneration.from_pretrained(name, dtype=dtype).to(device).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(f"The model {name} cannot be loaded: {first}.", "model_id") from error
+    from sd_scripts.finetune.captioning import load_blip2
+
+    processor, model, device, dtype = load_blip2(name)
 
     def ask(image: Image, question: str) -> str:
         inputs = processor(images=image, text=question, return_tensors="pt").to(device, dtype)

@@ -24,7 +24,7 @@ HEAD_WIDTH = 64  # as in the full-size models, so that narrow levels have one he
 SIZE_WIDTH = 6 * 256  # SDXL's six sizes, embedded
 # What a shallow model keeps of rows of equal layers: of SDXL's 1, 2 and 10 transformer blocks and the 32 layers of its
 # second text encoder, and of the others' two residual blocks a level. (Versions 1 and 2 are told by their text layers.)
-SHALLOW = {
+SHALLOW: dict[str, dict[str, dict[str, Any]]] = {
     "sdxl": {"unet": {"transformer_layers_per_block": [1, 1, 2]}, "text_encoder_2": {"num_hidden_layers": 3}},
     "sd1": {"unet": {"layers_per_block": 1}},
     "sd2": {"unet": {"layers_per_block": 1}},

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kohya_gui import checks, command, configs
+from kohya_gui import checks, command, configs, user_presets
 from kohya_gui.estimate import bytes_text, time_text
 from kohya_gui.job_view import JobView
 from kohya_gui.jobs import JobStore
@@ -26,6 +26,7 @@ from sd_scripts.schema.tabs import TABS, tab_aliases, tab_options
 
 COMMANDS = ("train", "command", "check", "jobs")
 INTERRUPTED = 130
+PRESET = "preset:"
 _POLL_SECONDS = 0.5
 _JOB_ACTIONS = ("list", "show", "log", "stop", "save", "sample", "kill", "resume", "again", "up", "down", "remove")
 
@@ -68,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _form_arguments(action: argparse.ArgumentParser) -> None:
     add = action.add_argument
-    add("file", type=Path, help="a saved form of this page or of kohya_ss, or a LoRA to train like")
+    add("file", type=Path, help=f"a saved form of this page or of kohya_ss, a LoRA to train like, or {PRESET}NAME")
     add("changes", nargs="*", metavar="key=value", help="change options; key= empties one")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="the same as key=value")
     add("--tab", choices=tuple(TABS), help="training tab; normally told by the file")
@@ -137,7 +138,7 @@ def _form(options: argparse.Namespace) -> Form:
     Raises:
         UserError: if the file is none, or a change names no option of its tab or no value of that option.
     """
-    opened = configs.open_file(options.file, options.tab)
+    opened = _opened(options)
     if opened.partial and (options.file.suffix.lower() in (".json", ".toml") or len(opened.values) < 2):
         raise UserError(opened.report[0].message if opened.report else "The file is no saved form.")
     changes = _changes(opened.tab, [*options.set, *options.changes])
@@ -149,6 +150,16 @@ def _form(options: argparse.Namespace) -> Form:
         for line in opened.report:
             print(f"{line.kind}: {line.message}", file=sys.stderr)
     return Form(opened.tab, values, opened.report)
+
+
+def _opened(options: argparse.Namespace) -> configs.Opened:
+    if not str(options.file).startswith(PRESET):
+        return configs.open_file(options.file, options.tab)
+    # the page keeps its own files beside the folder of jobs
+    home = options.jobs_dir.parent if options.jobs_dir.name == "jobs" else options.jobs_dir
+    tabs = (options.tab,) if options.tab else tuple(TABS)
+    tab, preset = user_presets.find(home, str(options.file).removeprefix(PRESET), tabs)
+    return configs.open_file(preset.path, tab)
 
 
 def _changes(tab: str, items: Sequence[str]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named set of values that ships with the project or was saved by the person."""
+    """A named set of values that came with the project or was saved by the person."""
 
     name: str
     path: Path
@@ -200,16 +200,16 @@ def write_file(path: Path, text: str) -> None:
 
 
 def presets(tab: str, root: Path = PROJECT / "presets") -> list[Preset]:
-    """The presets of a tab: ours first, then the person's own (in user_presets). Unreadable files are left out."""
+    """The presets of a tab that came with the project; those of the person are in `user_presets`. Unreadable files are
+    left out."""
     found = []
-    for folder in (root / tab, root / tab / "user_presets"):
-        for path in sorted(folder.glob("*.json")):
-            try:
-                opened = open_file(path, tab)
-            except UserError:
-                continue
-            if not opened.partial:
-                found.append(Preset(path.stem, path, opened.description, opened.values))
+    for path in sorted((root / tab).glob("*.json")):
+        try:
+            opened = open_file(path, tab)
+        except UserError:
+            continue
+        if not opened.partial:
+            found.append(Preset(path.stem, path, opened.description, opened.values))
     return found
 
 

@@ -8,13 +8,14 @@ import contextlib
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kohya_gui import configs
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.option import OptionField
+from sd_scripts.schema.suggest import nearest
 from sd_scripts.schema.tabs import find_tab, tab_fields
 
 FOLDER = "user_presets"
@@ -104,6 +105,23 @@ def listed(home: Path, tab: str) -> list[configs.Preset]:
             if not opened.partial:
                 found.append(configs.Preset(path.stem, path, opened.description, opened.values))
     return found
+
+
+def find(home: Path, name: str, tabs: Iterable[str]) -> tuple[str, configs.Preset]:
+    """The preset of this name, whatever the case, and its tab; one's own goes before one that came with the project.
+
+    Raises:
+        UserError: if there is none, or several tabs have one.
+    """
+    known = {tab: [*listed(home, tab), *configs.presets(tab)] for tab in tabs}
+    found = [(tab, each) for tab, all_of in known.items() for each in all_of if each.name.casefold() == name.casefold()]
+    if not found:
+        names = [each.name for all_of in known.values() for each in all_of]
+        raise UserError(f"There is no preset {name[:100]!r}.", hint=nearest(name, names))
+    having = list(dict.fromkeys(tab for tab, _ in found))
+    if len(having) > 1:
+        raise UserError(f"{name!r} is a preset of several tabs: {', '.join(having)}.", hint="Say which with --tab.")
+    return found[0]
 
 
 def save(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from gui_bench import Bench
 
-from kohya_gui import cli, configs
+from kohya_gui import cli, configs, user_presets
 from kohya_gui.jobs import JobStore
 from sd_scripts.schema.tabs import TABS
 
@@ -186,3 +186,19 @@ def test_a_failed_job_ends_with_its_cause(bench: Bench, capsys: pytest.CaptureFi
     job = bench.add("refuse")
     assert cli._follow(bench.store, job.id) == 1
     assert "network_dim is 0. Give at least 1." in capsys.readouterr().err
+
+
+def test_presets_are_named_like_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = ["--jobs_dir", str(tmp_path)]
+    assert cli.main([*jobs, "command", "preset:subject (sd 1.5)", "--json", "network_dim=5"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tab"] == "lora" and found["config"]["network_dim"] == 5
+    # one's own goes first, and of two tabs one has to be named
+    user_presets.save(tmp_path, "lora", "Subject (SD 1.5)", "", {"network_dim": 99})
+    assert cli.main([*jobs, "command", "preset:Subject (SD 1.5)", "--toml"]) == 0
+    assert tomllib.loads(capsys.readouterr().out)["network_dim"] == 99
+    user_presets.save(tmp_path, "finetune", "Subject (SD 1.5)", "", {})
+    assert cli.main([*jobs, "check", "preset:Subject (SD 1.5)"]) == 2
+    assert "lora, finetune" in capsys.readouterr().err
+    assert cli.main([*jobs, "check", "preset:Subject (SD 1.5)", "--tab", "lora", "--quiet"]) == 1
+    assert cli.main([*jobs, "check", "preset:../x"]) == 2

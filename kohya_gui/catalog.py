@@ -82,6 +82,7 @@ def _of_options(options: Iterable[OptionField]) -> Iterator[tuple[str, str]]:
         yield "label", option.label
         yield "help", option.help
         yield "unit", option.unit
+        yield from (("choice", label) for label in option.choice_labels)
         yield "section", f"More: {option.section}"
 
 

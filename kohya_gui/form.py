@@ -231,7 +231,7 @@ class Form:
             if before:
                 return words("default on") if is_default else words("back to on")
             return words("default off") if is_default else words("back to off")
-        text = str(widgets.show(option, before)).split("\n")[0]
+        text = str(widgets.shown(option, before, words)).split("\n")[0]
         if not text:
             return words("clear")
         short = text if len(text) <= 24 else text[:23] + "…"

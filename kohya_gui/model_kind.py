@@ -9,19 +9,14 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from sd_scripts.schema.gui import AUTO_FAMILY, FAMILY_SWITCHES
+from sd_scripts.schema.gui import AUTO_FAMILY, FAMILY_NAMES, FAMILY_SWITCHES
 from sd_scripts.schema.headers import ModelFacts, identify
+
+__all__ = ["FAMILIES", "FAMILY_NAMES", "SWITCHES", "detect", "family", "from_switches", "model_facts", "resolve"]
 
 SWITCHES = ("v2", "v_parameterization", "sdxl")
 FAMILIES = FAMILY_SWITCHES
 """Choice of `model_family` -> the switches (v2, v_parameterization, sdxl) it stands for."""
-
-FAMILY_NAMES = {
-    "sd1": "Stable Diffusion 1.x",
-    "sd2": "Stable Diffusion 2.x",
-    "sd2-v": "Stable Diffusion 2.x with velocity prediction",
-    "sdxl": "Stable Diffusion XL",
-}
 _HUB = {
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
     "stabilityai/stable-diffusion-xl-base-0.9": "sdxl",

@@ -10,8 +10,12 @@ import gradio as gr
 
 from kohya_gui.localization import Words
 from sd_scripts.schema.fields import convert
+from sd_scripts.schema.loratypes import LORA_TYPES
 from sd_scripts.schema.option import OptionField
 
+# text for accelerate that is no flag of it
+_FURTHER = "extra_accelerate_launch_args"
+_ARGUMENTS = {key: argument for kind in LORA_TYPES.values() for key, argument in kind.args}
 PATH_KINDS = ("file", "folder", "model")
 
 
@@ -65,14 +69,13 @@ def read(field: OptionField, content: Any) -> Any:
 def tooltip(field: OptionField, words: Words) -> str:
     """Help, flag, default and range in a few lines."""
     lines = [words(field.help)]
-    if field.flag:
-        lines.append(f"--{field.key}")
+    lines.append(_flag(field))
     if field.type == "bool":
         lines.append(words("default on") if field.default else words("default off"))
     elif field.default in (None, "", [], ()):
         lines.append(words("not set by default"))
     else:
-        lines.append(words("default {value}", value=show(field, field.default)))
+        lines.append(words("default {value}", value=shown(field, field.default, words)))
     if field.minimum is not None or field.maximum is not None:
         low = "" if field.minimum is None else number_text(field.minimum)
         high = "" if field.maximum is None else number_text(field.maximum)
@@ -82,6 +85,20 @@ def tooltip(field: OptionField, words: Words) -> str:
     if field.unit:
         lines.append(words(field.unit))
     return "\n".join(lines)
+
+
+def _flag(field: OptionField) -> str:
+    """How the option is said where there is no page; for one that only the page knows, its key in saved files."""
+    if field.target == "launcher" and field.key != _FURTHER:
+        return f"accelerate launch --{field.key}"
+    if field.target == "network_args":
+        return f"--network_args {_ARGUMENTS.get(field.key, field.key)}=…"
+    return f"--{field.key}" if field.flag else field.key
+
+
+def shown(field: OptionField, value: Any, words: Words) -> Any:
+    """As `show`, but a choice in the words that the page has for it."""
+    return words(field.called(value)) if field.choice_labels and value in field.choices else show(field, value)
 
 
 def choices(field: OptionField) -> list[str]:
@@ -106,6 +123,9 @@ def facts(field: OptionField, words: Words) -> dict[str, Any]:
         "custom": field.custom,
         "first": show(field, field.default),
         "list": offered,
+        "called": {
+            str(choice): words(label) for choice, label in zip(field.choices, field.choice_labels, strict=False)
+        },
     }
 
 

@@ -53,7 +53,7 @@ def _text(form: Form, option: OptionField, value: Any) -> str:
         return _HIDDEN_TEXT if value else ""
     if option.type == "bool":
         return form.words("on") if value else form.words("off")
-    return str(widgets.show(option, value))
+    return str(widgets.shown(option, value, form.words))
 
 
 def sheet(form: Form, left: Source, right: Source, groups: Groups, words: Words) -> str:

@@ -14,6 +14,7 @@ from kohya_gui.command import Plan
 from kohya_gui.localization import Words
 from kohya_gui.phrases import SIGN
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.option import OptionField
 from sd_scripts.schema.tabs import TABS, tab_fields
 
 SAID = ("error", "needed", "warning")
@@ -91,7 +92,10 @@ def _problem(problem: Problem, tab: str, words: Words) -> str:
 def fix(problem: Problem, words: Words) -> dict[str, Any]:
     """The one click that mends a problem: what it is called, and the values it sets."""
     key, value = next(iter(problem.fix.items()))
-    name = "" if key == problem.key else words(_names().get(key, key))
+    option = _options().get(key)
+    if option is not None and option.choice_labels:
+        value = words(option.called(value))
+    name = "" if key == problem.key else words(option.label) if option else key
     shown = f"…{value[-_LONG:]}" if isinstance(value, str) and len(value) > _LONG else value
     if value is True:
         label = words("Switch on {name}", name=name) if name else words("Switch it on")
@@ -105,9 +109,9 @@ def fix(problem: Problem, words: Words) -> dict[str, Any]:
 
 
 @cache
-def _names() -> dict[str, str]:
-    """What every option is called on the form."""
-    return {key: option.label for tab in TABS for key, option in tab_fields(tab).items()}
+def _options() -> dict[str, OptionField]:
+    """Every field of the forms."""
+    return {key: option for tab in TABS for key, option in tab_fields(tab).items()}
 
 
 def sentence(text: str) -> str:

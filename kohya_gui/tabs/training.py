@@ -29,6 +29,7 @@ from kohya_gui.tabs.preparation import PreparationTab
 from kohya_gui.tabs.remarks import remarks
 from kohya_gui.tabs.session import Manner
 from kohya_gui.tabs.sources import DEFAULTS, FILE, FORM, PRESET
+from sd_scripts.schema.commands import COMMANDS
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.tabs import Tab, tab_fields
 
@@ -389,4 +390,8 @@ def starting_point(spec: TabSpec, services: Services) -> FileState:
     given = {} if services.start_name else {**services.settings.values(spec.name), **services.start}
     if chosen is None:
         return FileState(values=given)
-    return FileState(name=chosen.name, values={**chosen.values, **given}, preset=PRESET + chosen.name)
+    values = dict(chosen.values)
+    if COMMANDS[spec.command].family != "sdxl":
+        # nobody has said yet what their model is, so the model itself does
+        values.pop("model_family", None)
+    return FileState(name=chosen.name, values={**values, **given}, preset=PRESET + chosen.name)

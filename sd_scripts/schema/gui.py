@@ -12,6 +12,14 @@ FAMILY_SWITCHES: dict[str, tuple[bool, bool, bool]] = {
 }
 """Choice of the model's family -> the trainer's switches v2, v_parameterization, and the page's sdxl."""
 
+FAMILY_NAMES = {
+    "sd1": "Stable Diffusion 1.x",
+    "sd2": "Stable Diffusion 2.x",
+    "sd2-v": "Stable Diffusion 2.x with velocity prediction",
+    "sdxl": "Stable Diffusion XL",
+}
+"""The same choices in words."""
+
 
 @section("Form", target="gui")
 class PageOptions:
@@ -23,6 +31,7 @@ class PageOptions:
         "it from the model file itself.",
         label="Kind of base model",
         choices=(AUTO_FAMILY, *FAMILY_SWITCHES),
+        choice_labels=("auto (seen in the model)", *FAMILY_NAMES.values()),
         place="Model",
     )
     sdxl: bool = option(

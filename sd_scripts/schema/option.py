@@ -123,7 +123,8 @@ class OptionField:
     `type` is one of str, int, float, bool, int_or_float, list[str], list[float]; `optional` says that None (not given)
     is allowed. `target` says where the value goes: "toml" (a trainer flag), "launcher" (accelerate), "network_args"
     (an item of --network_args) or "gui" (the page only). `kind` is "", "file", "folder", "model", "secret", "long" or
-    "list". `off` is the number that means None in a form or an old file.
+    "list". `off` is the number that means None in a form or an old file. `choice_labels` say in words what the choices
+    are, in the same order; empty where these speak for themselves.
     """
 
     key: str
@@ -151,6 +152,11 @@ class OptionField:
     nargs: str | None
     place: str
     unit: str
+    choice_labels: tuple[str, ...]
+
+    def called(self, choice: Any) -> str:
+        """What a person sees for a choice."""
+        return dict(zip(self.choices, self.choice_labels, strict=False)).get(choice, str(choice))
 
 
 def option(
@@ -175,6 +181,7 @@ def option(
     nargs: str | None = None,
     place: str = "",
     unit: str = "",
+    choice_labels: tuple[str, ...] = (),
 ) -> Any:
     """Describe one option inside a `@section` class; the attribute is the key, its annotation the type.
 
@@ -196,7 +203,10 @@ def option(
         nargs: "*" where the flag takes several values.
         place: overrides the place of the section on the page.
         unit: shown behind the number.
+        choice_labels: what the choices are called, one for each, where they don't speak for themselves.
     """
+    if choice_labels and len(choice_labels) != len(choices or ()):
+        raise TypeError("every choice needs a label, or none has one")
     described = {name: value for name, value in locals().items() if name != "default"}
     described["choices"] = tuple(choices or ())
     return dataclasses.field(default=default, metadata={_META: described})

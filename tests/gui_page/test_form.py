@@ -59,7 +59,18 @@ def test_each_field_has_label_help_and_flag_in_its_tooltip(form: Form) -> None:
     for key, option in form.fields.items():
         assert facts[key]["label"] and option.help in facts[key]["tip"]
         tip = facts[key]["tip"]
-        assert (f"--{key}" in tip) is option.flag and "default" in tip and option.unit in tip
+        flag = f"--{key}" if option.flag else "--network_args" if option.target == "network_args" else key
+        assert flag in tip and "default" in tip and option.unit in tip
+    assert "--network_args preset=…" in facts["LyCORIS_preset"]["tip"]
+    assert "accelerate launch --gpu_ids" in facts["gpu_ids"]["tip"]
+
+
+def test_choices_are_said_in_words(form: Form) -> None:
+    fact = form.facts()["model_family"]
+    assert fact["called"]["sd2-v"] == "Stable Diffusion 2.x with velocity prediction"
+    assert list(fact["called"]) == fact["list"] and "default auto (seen in the model)" in fact["tip"]
+    back = form.changed({"model_family": "sd2"}, {"model_family": "sdxl"})["model_family"]
+    assert back == "back to Stable Diffusion XL"
 
 
 def test_defaults_come_back_as_defaults(form: Form) -> None:

@@ -118,3 +118,7 @@ def test_a_new_word_is_shown_as_the_text_encoder_gets_it(folder: Path, template:
     seen = [pictures.captions_seen(picture, folders[0], what.seen) for picture in folders[0].pictures[1:9]]
     assert any(words in text for draws in seen for text in draws), seen[0]
     assert all("mynewword9 mynewword91" in text for draws in seen for text in draws)
+
+
+def test_what_a_tab_opens_with_leaves_the_family_to_the_model(lora: TrainingTab) -> None:
+    assert lora.start_file.preset and "model_family" not in lora.start_file.values

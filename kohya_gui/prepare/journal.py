@@ -204,6 +204,20 @@ class Journal:
         self._take_back(change)
         return change
 
+    def forget(self) -> int:
+        """Delete what is kept for undoing, for good; the bytes that were freed.
+
+        Raises:
+            UserError: another page is changing the folder, or the disk does not let us.
+        """
+        if not self.place.is_dir():
+            return 0
+        with self.locked(), told(self.root):
+            freed = self.kept()[1]
+            for change in self.changes():
+                shutil.rmtree(change.folder)
+        return freed
+
     def _take_back(self, change: Change) -> None:
         for phase in reversed(change.phases):
             for old, new in reversed(phase):

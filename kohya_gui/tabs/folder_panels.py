@@ -10,7 +10,9 @@ import gradio as gr
 
 from kohya_gui import widgets
 from kohya_gui.form import Form
+from kohya_gui.pickers import size_text
 from kohya_gui.prepare import balance, folders
+from kohya_gui.prepare.journal import Journal
 from kohya_gui.services import Services
 from kohya_gui.tabs import results
 from kohya_gui.tabs.message import channel
@@ -51,11 +53,17 @@ class FolderPanel:
                     scale=0,
                     visible=fills_form,
                 )
+                text = self.words("Delete what Undo keeps")
+                self.clear = gr.Button(text, elem_id=f"{self.name}-clear", min_width=0, scale=0)
+            self.asked = gr.State("")
             self.result = widgets.html("", elem_id=f"{self.name}-result", elem_classes=["k-result-card"])
 
     def wire(self) -> None:
         """Connect form and buttons."""
         self.fields.wire()
+        asked = [self.asked, *self.fields.form.inputs]
+        cleared = [self.result, self.fields.channel, self.asked]
+        self.clear.click(self._clear, asked, cleared, trigger_mode="once", **QUIET)
         inputs, outputs = self.fields.form.inputs, [self.result, self.fields.channel]
         self.run.click(self._run, inputs, outputs, trigger_mode="once", **QUIET)
         self.dry.click(self._dry, inputs, outputs, trigger_mode="always_last", **QUIET)
@@ -90,10 +98,7 @@ class FolderPanel:
             UserError: the destination is missing or was not prepared yet.
         """
         key = "util_training_dir_output"
-        given = self.fields.values(contents)
-        if not given.get(key):
-            raise UserError("The destination is missing.", key, "Give the folder that was prepared.")
-        target = self._inside(str(given[key]), key)
+        target = self._destination(contents)
         if not (target / "img").is_dir():
             raise UserError(f"{target} was not prepared yet.", key, "Press Prepare training data first.")
         reg = target / "reg"
@@ -139,13 +144,36 @@ class FolderPanel:
             return
         yield [results.preparation(made, self.words, done=True), self.fields.message(contents)]
 
-    def _undo(self, *contents: Any) -> list[Any]:
+    def _destination(self, contents: Sequence[Any]) -> Path:
         key = "util_training_dir_output"
+        text = str(self.fields.values(contents).get(key) or "")
+        if not text:
+            raise UserError("The destination is missing.", key, "Give the folder that was prepared.")
+        return self._inside(text, key)
+
+    def _clear(self, asked: str, *contents: Any) -> list[Any]:
+        """Delete what is kept for Undo, at the second press: nothing brings it back."""
         try:
-            text = str(self.fields.values(contents).get(key) or "")
-            if not text:
-                raise UserError("The destination is missing.", key, "Give the folder that was prepared.")
-            change = folders.undo(self._inside(text, key))
+            target = self._destination(contents)
+            changes, size = Journal(target).kept()
+            if changes and asked != str(target):
+                text = self.words(
+                    "{size} of {n} earlier preparations are kept for Undo. Press once more to delete them for good.",
+                    size=size_text(size),
+                    n=changes,
+                )
+                return [results.said(text), self.fields.message(contents), str(target)]
+            freed = Journal(target).forget()
+        except UserError as error:
+            return [results.mistake(error, self.words), self.fields.message(contents, error), ""]
+        text = self.words("Nothing is kept for Undo.")
+        if changes:
+            text = self.words("{size} were freed; the preparations before now cannot be undone.", size=size_text(freed))
+        return [results.said(text, "good"), self.fields.message(contents), ""]
+
+    def _undo(self, *contents: Any) -> list[Any]:
+        try:
+            change = folders.undo(self._destination(contents))
         except UserError as error:
             return [results.mistake(error, self.words), self.fields.message(contents, error)]
         said = self.words("The last preparation was undone.")

@@ -92,6 +92,19 @@ def test_what_stood_there_is_kept_and_comes_back(home: Path) -> None:
     assert tree(home) == before
 
 
+def test_what_undo_keeps_can_be_deleted_for_good(home: Path) -> None:
+    for _ in range(2):
+        folders.prepare(asked(home), Roots([home]))
+    journal = Journal(home / "train")
+    changes, size = journal.kept()
+    shown = {name: content for name, content in tree(home).items() if PLACE not in name}
+    assert changes == 2 and size > 0
+    assert journal.forget() == size and journal.forget() == 0
+    assert tree(home) == shown  # the pictures stay, and nothing of ours
+    with pytest.raises(UserError, match="left to undo"):
+        folders.undo(home / "train")
+
+
 def test_work_done_in_a_prepared_folder_is_not_lost_by_undo(home: Path) -> None:
     folders.prepare(asked(home), Roots([home]))
     (home / "train" / "img" / "10_ohwx cat" / "rocket.txt").write_text("a rocket, by hand")

@@ -120,3 +120,28 @@ def test_blanks_of_a_separator_count(tmp_path: Path) -> None:
     assert fields.values(fields.form.fill({"caption_separator": "; "}))["caption_separator"] == "; "
     assert fields.values(fields.form.fill({}))["caption_separator"] == ", "
     assert "caption_separator" not in fields.marks(fields.collected(fields.form.fill({})))["changed"]
+
+
+def test_what_undo_keeps_is_deleted_at_the_second_press(tmp_path: Path, photos: Path) -> None:
+    roots = Roots([tmp_path, photos])
+    services = Services(
+        roots, JobStore(tmp_path / "jobs"), load("en"), tmp_path, Remembered(tmp_path / "memory.json"), foretell=False
+    )
+    panel = UtilitiesTab(services).folders
+    given = {
+        "util_instance_prompt_input": "ohwx",
+        "util_class_prompt_input": "cat",
+        "util_training_images_dir_input": str(photos / "2_photo"),
+        "util_training_dir_output": str(tmp_path / "train"),
+    }
+    for _ in range(2):
+        *_, (done, _) = panel._run(given)
+        assert "What was done" in done
+    said, _, asked = panel._clear("", given)
+    assert "Press once more" in said and asked == str(tmp_path / "train")
+    # another destination in between is not the one that was asked about
+    assert "Press once more" in panel._clear(str(tmp_path / "other"), given)[0]
+    said, _, asked = panel._clear(asked, given)
+    assert "were freed" in said and asked == ""
+    assert "Nothing is kept" in panel._clear(asked, given)[0]
+    assert list((tmp_path / "train" / "img").rglob("*.png")) or list((tmp_path / "train" / "img").rglob("*.jpg"))

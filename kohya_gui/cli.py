@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _form_arguments(action: argparse.ArgumentParser) -> None:
     add = action.add_argument
     add("file", type=Path, help=f"a saved form of this page or of kohya_ss, a LoRA to train like, or {PRESET}NAME")
-    add("changes", nargs="*", metavar="key=value", help="change options; key= empties one")
+    add("changes", nargs="*", default=[], metavar="key=value", help="change options; key= empties one")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="the same as key=value")
     add("--tab", choices=tuple(TABS), help="training tab; normally told by the file")
     add("--allow_plugins", action="store_true", help="allow foreign plugins")
@@ -341,6 +341,8 @@ def _jobs(options: argparse.Namespace) -> int:
         views = store.list()
         if options.json:
             print(json.dumps([_plain(view) for view in views], ensure_ascii=False, indent=1))
+        if not views:
+            print(f"There are no jobs in {options.jobs_dir}.", file=sys.stderr)
         for view in [] if options.json else views:
             print(f"{view.id}  {view.name:<20.20}  {_progress(view)}")
         return 0

@@ -48,7 +48,7 @@ def test_command_prints_what_runs(form: Path, tmp_path: Path, capsys: pytest.Cap
     [
         ([], "required"),
         (["fly"], "invalid choice"),
-        (["check"], "required"),
+        (["check"], "required: file\n"),
         (["check", "/no/such.json"], "does not exist"),
         (["check", "{}", "--set", "network_dimm=1"], "network_dim"),
         (["check", "{}", "network_dimm=1"], "Did you mean network_dim"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from kohya_gui import findings, launch_args
 from kohya_gui.command import PROJECT
+from kohya_gui.hub_cache import is_hub_id
 from kohya_gui.paths import Roots
 from kohya_gui.problem import Problem
 from sd_scripts.schema.errors import UserError
@@ -90,6 +91,6 @@ def absolute(values: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]
         text = values.get(key)
         if not isinstance(text, str) or not text or os.path.isabs(text) or text[0] == "~" or "://" in text:
             continue
-        if os.path.exists(PROJECT / text) or not findings.is_hub_id(text):
+        if os.path.exists(PROJECT / text) or not is_hub_id(text):
             moved[key] = str(PROJECT / text)
     return moved

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from kohya_gui import machine
+from kohya_gui.hub_cache import cached, is_hub_id
 from kohya_gui.model_kind import FAMILY_NAMES, model_facts
 from kohya_gui.paths import Roots, nearest_name
 from kohya_gui.problem import Problem
 from sd_scripts.schema.gui import AUTO_FAMILY
 from sd_scripts.schema.headers import ModelFacts
 
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _GONE_MODELS = {"runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}
 _FAMILY_NAMES = {"sd3": "Stable Diffusion 3", "flux": "Flux"}
 _NOT_A_BASE = {
@@ -32,11 +32,6 @@ _PACKAGES = (
     (re.compile(r"ScheduleFree$", re.IGNORECASE), "schedulefree", "schedulefree"),
     (re.compile(r"^Lion$", re.IGNORECASE), "lion_pytorch", "lion-pytorch"),
 )
-
-
-def is_hub_id(text: str) -> bool:
-    """Whether a model is named by its place on the Hugging Face Hub rather than by a path."""
-    return bool(_HUB_ID.match(text)) and not os.path.exists(text)
 
 
 def missing(path: str, what: str, key: str) -> Problem:
@@ -79,7 +74,7 @@ def base_model(values: Mapping[str, Any], family: str) -> Iterator[Problem]:
             better = _GONE_MODELS[text]
             hint = f"Use {better}, or a file."
             yield Problem("warning", key, f"{text} is no longer on the Hub.", hint, {key: better})
-        elif not _in_hub_cache(text):
+        elif not cached(text):
             yield Problem("warning", key, f"{text} will be fetched from the Hugging Face Hub (some gigabytes).")
         return
     if not os.path.exists(text):
@@ -130,13 +125,6 @@ def _family_fits(name: str, facts: ModelFacts, values: Mapping[str, Any], family
         text = f"{name} predicts noise, not velocity."
         fix = {"model_family": said if said != "sdxl" else AUTO_FAMILY}
         yield Problem("warning", "model_family", text, "Switch velocity prediction off.", fix)
-
-
-def _in_hub_cache(model: str) -> bool:
-    home = os.environ.get("HF_HUB_CACHE") or os.path.join(
-        os.environ.get("HF_HOME", os.path.expanduser("~/.cache/huggingface")), "hub"
-    )
-    return os.path.isdir(os.path.join(home, "models--" + model.replace("/", "--")))
 
 
 _FILES = (

@@ -18,7 +18,8 @@ _SLOWEST_PACE = 5.0
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is known: `state` "working", "done", "refused" by the trainer, or "failed".
+    """What is known: `state` "working", "done", "refused" by the trainer, "failed", or "later": not asked yet, and
+    `problem` says in few words when.
 
     `facts` are the plan's when done; `problem` is a sentence, with the option `key` and the way out `hint` when
     refused. `waited` are the seconds since the question.
@@ -52,6 +53,8 @@ class Forecast:
         """The peak in a few words; "" where there is nothing to say. `values` say which GPU is used."""
         if self.state == "working":
             return phrase("being predicted")
+        if self.state == "later":
+            return self.problem
         if not self.memory:
             return phrase("not known") if self.state in ("done", "failed") else ""
         there = available(self.memory, values)

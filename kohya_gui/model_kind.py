@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from kohya_gui.hub_cache import cached, is_hub_id
 from sd_scripts.schema.gui import AUTO_FAMILY, FAMILY_NAMES, FAMILY_SWITCHES
 from sd_scripts.schema.headers import ModelFacts, identify
 
@@ -36,7 +37,9 @@ def _identified(path: str, changed: int, length: int) -> ModelFacts:
 
 
 def model_facts(path: str) -> ModelFacts:
-    """What a model path holds, from its header; remembered until the file changes."""
+    """What a model path, or a Hub name whose model was fetched before, holds, from its header; remembered until the
+    file changes."""
+    path = cached(path) or path
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -72,7 +75,7 @@ def resolve(values: Mapping[str, Any], allowed: Callable[[str], bool] | None = N
         allowed: says of a path whether it may be looked at; None allows all.
     """
     model = str(values.get("pretrained_model_name_or_path") or "")
-    if allowed is not None and model not in _HUB and not allowed(model):
+    if allowed is not None and not is_hub_id(model) and not allowed(model):
         # even to ask a foreign machine whether a file is there tells it who asks
         model = ""
     chosen = values.get("model_family") or AUTO_FAMILY

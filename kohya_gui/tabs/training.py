@@ -16,9 +16,11 @@ from kohya_gui.checks import PlanView
 from kohya_gui.counting import Counter
 from kohya_gui.forecast import Forecast
 from kohya_gui.form import Collected, Form
+from kohya_gui.hub_cache import cached
 from kohya_gui.layout import Page
 from kohya_gui.layout import complete as complete_layout
 from kohya_gui.layouts import Layout
+from kohya_gui.phrases import phrase
 from kohya_gui.services import Services
 from kohya_gui.tabs import plan as plan_view
 from kohya_gui.tabs import session
@@ -34,6 +36,8 @@ from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.tabs import Tab, tab_fields
 
 VIEWS = ("Basic", "All", "Changed")
+# why the trainer is not asked for the memory yet
+LATER = {"lists": phrase("told once the lists are made"), "model": phrase("told once the model has been fetched")}
 COUNTING_PACE = 1.0  # seconds between two looks while pictures are being counted
 
 
@@ -61,15 +65,8 @@ class TabSpec:
     @classmethod
     def of(cls, tab: Tab, layout: Layout) -> "TabSpec":
         """What makes this training tab, with this layout."""
-        return cls(
-            tab.name,
-            tab.title,
-            tab.command,
-            layout.pages,
-            layout.rest_pages,
-            layout.set_by_page,
-            layout.start_preset,
-        )
+        about = (layout.pages, layout.rest_pages, layout.set_by_page, layout.start_preset)
+        return cls(tab.name, tab.title, tab.command, *about)
 
 
 class TrainingTab:
@@ -251,9 +248,12 @@ class TrainingTab:
             return None
         model = str(view.values.get("pretrained_model_name_or_path") or "")
         preparing = view.plan is not None and bool(view.plan.before)
-        if not view.can_start or view.counting or preparing or not os.path.exists(model):
+        absent = not os.path.exists(model) and not cached(model)
+        if not view.can_start or view.counting or preparing or absent:
             planner.cancel(who)
-            return None
+            if not view.can_start or view.counting:
+                return None
+            return Forecast("later", problem=LATER["lists" if preparing else "model"])
         return planner.ask(self.spec.command, self.form.applicable(found.values), who)
 
     def _fields_message(self, file: FileState, found: Collected, view: PlanView) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from plan_kit import SD1, SDXL, png, safetensors
 
-from kohya_gui import checks, estimate, findings
+from kohya_gui import checks, estimate, findings, hub_cache
 from kohya_gui.paths import Roots
 from kohya_gui.speeds import SpeedHistory
 from sd_scripts.schema.fields import fields
@@ -282,9 +282,9 @@ def test_which_files_are_written() -> None:
 
 def test_hub_names_and_paths_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert findings.is_hub_id("a/b.c-1_5") and not findings.is_hub_id("/a/b") and not findings.is_hub_id("a/b/c")
+    assert hub_cache.is_hub_id("a/b.c-1_5") and not hub_cache.is_hub_id("/a/b") and not hub_cache.is_hub_id("a/b/c")
     (tmp_path / "a/b").mkdir(parents=True)
-    assert not findings.is_hub_id("a/b")
+    assert not hub_cache.is_hub_id("a/b")
 
 
 def test_real_pictures_are_sized_as_shown(tmp_path: Path) -> None:

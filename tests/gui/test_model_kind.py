@@ -155,3 +155,20 @@ def test_nothing_outside_the_allowed_folders_is_looked_at(tmp_path: Path, monkey
         assert Path(plan.argv[-3]).stem == ("sdxl_train" if kind == "sdxl" else "train_db")
     assert any(path.startswith(str(inside)) for path in asked)
     assert not [path for path in asked if path.startswith(str(outside))]
+
+
+def test_a_model_of_the_hub_is_read_where_it_was_fetched_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    values = {"pretrained_model_name_or_path": "somebody/their-xl"}
+    closed = lambda path: False  # noqa: E731
+    assert family(values, closed) == "sd1", "unknown until it is there"
+    kept = tmp_path / "models--somebody--their-xl"
+    folder = kept / "snapshots" / "12ab"
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    assert family(values, closed) == "sd1", "not whole without a version"
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("12ab")
+    assert family(values, closed) == "sdxl"
+    (kept / "refs" / "main").write_text("../../elsewhere")
+    assert family(values, closed) == "sd1", "a version leads nowhere else"

@@ -21,7 +21,7 @@ from kohya_gui.services import Services
 from kohya_gui.settings import Remembered
 from kohya_gui.tabs.dataset import Browsing, picture_sheet, strip_card, view
 from kohya_gui.tabs.session import Manner
-from kohya_gui.tabs.training import Looker, TabSpec, TrainingTab
+from kohya_gui.tabs.training import LATER, Looker, TabSpec, TrainingTab
 from sd_scripts.schema.tabs import TABS
 
 # places in what the event gives
@@ -122,3 +122,9 @@ def test_a_new_word_is_shown_as_the_text_encoder_gets_it(folder: Path, template:
 
 def test_what_a_tab_opens_with_leaves_the_family_to_the_model(lora: TrainingTab) -> None:
     assert lora.start_file.preset and "model_family" not in lora.start_file.values
+
+
+def test_the_plan_says_when_the_memory_will_be_told(lora: TrainingTab, folder: Path) -> None:
+    plan = checks.plan("train_network", {}, Roots([folder]))
+    told = checks.with_forecast(plan, Forecast("later", problem=LATER["model"]))
+    assert ("Memory", "told once the model has been fetched") in told.lines and Forecast("later").pace is None

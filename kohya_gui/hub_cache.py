@@ -4,12 +4,13 @@ import os
 import re
 from pathlib import Path
 
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+# a part that begins with a dot would be a path such as ../models
+_HUB_ID = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+")
 
 
 def is_hub_id(text: str) -> bool:
     """Whether a model is named by its place on the Hugging Face Hub rather than by a path."""
-    return bool(_HUB_ID.match(text)) and not os.path.exists(text)
+    return bool(_HUB_ID.fullmatch(text)) and not os.path.exists(text)
 
 
 def cached(model: str) -> str:

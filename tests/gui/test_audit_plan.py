@@ -99,6 +99,8 @@ def test_relative_paths_start_where_the_trainer_runs(tmp_path: Path, monkeypatch
     ("key", "value"),
     [
         ("base_weights", ["/etc/passwd"]),
+        ("pretrained_model_name_or_path", "../no-such-model"),
+        ("vae", "../none.pt"),
         ("extra_accelerate_launch_args", "--log_dir /etc/x"),
         ("extra_accelerate_launch_args", "--deepspeed_config_file=/etc/x.yaml"),
         ("network_args", ["preset=/etc/passwd"]),
@@ -110,7 +112,7 @@ def test_relative_paths_start_where_the_trainer_runs(tmp_path: Path, monkeypatch
     ],
 )
 def test_no_field_reaches_outside_the_allowed_folders(tmp_path: Path, key: str, value: object) -> None:
-    view = checks.plan("train_network", {"LoRA_type": "Standard", key: value}, Roots([tmp_path]))
+    view = checks.plan("train_network", {"LoRA_type": "Standard", key: value}, Roots([tmp_path / "below"]))
     assert any(p.key == key and "outside" in p.message for p in view.problems), view.problems
 
 

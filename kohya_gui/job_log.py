@@ -11,6 +11,9 @@ from sd_scripts.events import read_events
 
 Point = tuple[int, float]
 MOST_LINES = 200
+MOST_STEPS = (
+    20_000  # read at one look: a run of 200,000 steps is there in a third of a second, its chart has 1,000 points
+)
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07]*\x07|[@-Z\\-_])")
 
 
@@ -74,11 +77,17 @@ class Series:
         return thin(self.steps, self.values, most)
 
     def smoothed(self, weight: float) -> "array[float]":
-        """The exponential moving average, corrected for its start; `weight` in 0..1 is how much of the past stays."""
-        out, mean, left = array("d"), 0.0, 1.0
-        for value in self.values:
-            mean = weight * mean + (1 - weight) * value
-            left *= weight
+        """The exponential moving average, corrected for its start.
+
+        `weight` in 0..1 is how much of the past stays after one step; over a gap of n steps that is weight ** n, so
+        that a series of which only some steps were read looks the same.
+        """
+        out, mean, left, before = array("d"), 0.0, 1.0, None
+        for step, value in zip(self.steps, self.values):
+            stays = weight ** max(step - before, 1) if before is not None else weight
+            mean = stays * mean + (1 - stays) * value
+            left *= stays
+            before = step
             out.append(mean / (1 - left) if left < 1 else value)
         return out
 
@@ -125,11 +134,11 @@ class JobLog:
     def refresh(self) -> "JobLog":
         """Read the events written since the last call."""
         with self._lock:
-            events, offset = read_events(self.path, self.offset)
+            events, offset = read_events(self.path, self.offset, MOST_STEPS)
             if offset < self.offset:
                 # the file was replaced: what was summed up belongs to a run that is gone
                 self._reset()
-                events, offset = read_events(self.path, 0)
+                events, offset = read_events(self.path, 0, MOST_STEPS)
             self.offset = offset
             for event in events:
                 self._apply(event)

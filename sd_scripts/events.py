@@ -100,8 +100,11 @@ class EventWriter:
         self.close()
 
 
-def read_events(path: Path | str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+def read_events(path: Path | str, offset: int = 0, most_steps: int = 0) -> tuple[list[dict[str, Any]], int]:
     """The events after `offset` bytes and the offset to go on from.
+
+    With `most_steps`, about that many `step` events are read where there are more: the first, the last, and between
+    them every n-th. All other events are always read.
 
     A last line without its end is left for the next call. A complete line that is no JSON object (a run killed in the
     middle of a line and started again) is skipped. A missing file holds no events. If the file is shorter than
@@ -117,7 +120,7 @@ def read_events(path: Path | str, offset: int = 0) -> tuple[list[dict[str, Any]]
         block = file.read()
     complete = block.rfind(b"\n") + 1
     events = []
-    for line in block[:complete].splitlines():
+    for line in _thinned(block[:complete].splitlines(), most_steps):
         try:
             event = json.loads(line)
         except ValueError:
@@ -125,6 +128,17 @@ def read_events(path: Path | str, offset: int = 0) -> tuple[list[dict[str, Any]]
         if isinstance(event, dict):
             events.append(event)
     return events, offset + complete
+
+
+def _thinned(lines: list[bytes], most_steps: int) -> list[bytes]:
+    """The lines without most of their step events, if these are more than `most_steps` (and that is not 0)."""
+    if not most_steps or len(lines) <= most_steps:
+        return lines
+    # as `EventWriter` writes them; a line of another hand is simply kept
+    steps = [number for number, line in enumerate(lines) if b'"kind": "step"' in line[:80]]
+    every = max(len(steps) // most_steps, 1)
+    left_out = set(steps[1:-1]) - set(steps[::every])
+    return [line for number, line in enumerate(lines) if number not in left_out]
 
 
 class Control:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kohya_gui.job_log import JobLog, console_lines
+from kohya_gui.job_log import MOST_STEPS, JobLog, Series, console_lines, pace
+from sd_scripts.events import EventWriter
 
 IO = Path("/proc/self/io")
 EVENTS = 20_000
@@ -54,3 +55,26 @@ def test_events_are_read_once_and_pages_share_what_is_made_of_them(tmp_path: Pat
     grown = log.refresh().curves()
     assert grown.loss[-1][0] == EVENTS + 1 and grown is not first
     assert read_so_far() - before < 50_000
+
+
+def test_of_a_very_long_run_enough_steps_are_read_for_the_chart(tmp_path: Path) -> None:
+    count = 3 * MOST_STEPS + 7
+    with EventWriter(tmp_path / "events.jsonl") as writer:
+        writer.write("start", total_steps=count)
+    lines = [
+        json.dumps({"v": 1, "t": 1.5 * number, "kind": "step", "step": number, "of": count, "loss": 1 + 1 / number})
+        for number in range(1, count + 1)
+    ]
+    lines.insert(count // 2, json.dumps({"v": 1, "t": 5.0, "kind": "warn", "code": "odd", "message": "Odd."}))
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write("\n".join(lines) + "\n")
+    log = JobLog(tmp_path / "events.jsonl").refresh()
+    assert (log.first_step["step"], log.last["step"], len(log.warnings)) == (1, count, 1)
+    assert MOST_STEPS <= len(log.loss.steps) < 1.1 * MOST_STEPS
+    assert pace(log, 0.0) == pytest.approx((1.5, 1.5))
+    every = Series()
+    for number in range(1, count + 1):
+        every.add(number, 1 + 1 / number)
+    whole = dict(zip(every.steps, every.smoothed(0.95)))
+    some = dict(zip(log.loss.steps, log.loss.smoothed(0.95)))
+    assert all(some[step] == pytest.approx(whole[step], rel=0.01) for step in list(some)[100:])

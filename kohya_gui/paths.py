@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.folders import IMAGE_EXTENSIONS
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".avif")
+IMAGE_SUFFIXES = IMAGE_EXTENSIONS
 # what the page writes beside pictures; with any other ending a caption could become a program or a setting
 CAPTION_ENDINGS = (
     ".txt", ".caption", ".captions", ".cap", ".tag", ".tags", ".text", ".prompt", ".desc", ".description", ".label",
@@ -16,7 +17,7 @@ CAPTION_ENDINGS = (
 )  # fmt: skip
 _DOUBLE = re.compile(r"\.[\w-]{1,40}(\.\w+)")
 _DRIVE = re.compile(r"^[A-Za-z]:")
-_DEVICES = re.compile(r"^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\..*)?$", re.IGNORECASE)
+DEVICES = re.compile(r"^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\..*)?$", re.IGNORECASE)
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 MOST_ENTRIES = 5000
 # hidden folders hold keys, tokens and start-up files; models that were downloaded lie in these
@@ -61,7 +62,7 @@ def _refuse_form(text: str) -> None:
     if os.name == "nt" and plain.startswith("/"):
         raise UserError(f"{text!r} has no drive.", hint="Give the whole path, such as C:/pictures.")
     for part in plain.split("/"):
-        if _DEVICES.match(part.rstrip(" .")) and (os.name == "nt" or not Path(text).exists()):
+        if DEVICES.match(part.rstrip(" .")) and (os.name == "nt" or not Path(text).exists()):
             raise UserError(f"{part!r} is the name of a device, not of a file.", hint="Choose another name.")
 
 
@@ -99,14 +100,24 @@ class Roots:
         unique = dict.fromkeys(Path(os.path.realpath(Path(folder).expanduser())) for folder in folders)
         self.folders: tuple[Path, ...] = tuple(unique)
 
-    def inside(self, path: Path | str) -> Path:
+    def inside(self, path: Path | str, key: str | None = None) -> Path:
         """The real path (links and `..` resolved) if it lies inside an allowed folder.
 
         A relative path starts at the first allowed folder, never at the process's current folder.
 
+        Args:
+            path: as it came.
+            key: the option that holds it, for the error.
+
         Raises:
             UserError: for any other path, and for forms that are no plain path (NUL, network, device, drive-relative).
         """
+        try:
+            return self._inside(path)
+        except UserError as error:
+            raise UserError(error.message, key, error.hint) from error
+
+    def _inside(self, path: Path | str) -> Path:
         text = os.fspath(path).strip()
         if not text:
             raise UserError("No path was given.")

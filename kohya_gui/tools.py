@@ -257,10 +257,7 @@ def resolved(tool: Tool, values: Mapping[str, Any], roots: Roots) -> dict[str, A
             continue
         if value == option.default or (option.kind == "model" and _is_hub_name(str(value))):
             continue
-        try:
-            made[key] = str(roots.inside(str(value)))
-        except UserError as error:
-            raise UserError(error.message, key, error.hint) from error
+        made[key] = str(roots.inside(str(value), key))
     return made
 
 

@@ -6,13 +6,13 @@ secrets always do. Names that come from a page are plain names or refused.
 
 import contextlib
 import os
-import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kohya_gui import configs
+from kohya_gui.paths import DEVICES
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.option import OptionField
 from sd_scripts.schema.suggest import nearest
@@ -23,7 +23,6 @@ _DELETED = ".deleted"
 LONGEST_NAME = 80
 LONGEST_DESCRIPTION = 4000
 MOST_PRESETS = 500
-_DEVICES = re.compile(r"^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\..*)?$", re.IGNORECASE)
 _PATHS = ("file", "folder", "model")
 # what one set of pictures or one person has, and no recipe can know
 _PERSONAL = frozenset(
@@ -80,7 +79,7 @@ def clean_name(name: str) -> str:
         raise UserError(f"The name of the preset holds {bad!r}, which no file name may.", hint="Leave it out.")
     if plain.startswith(".") or plain.endswith("."):
         raise UserError("The name of a preset neither begins nor ends with a dot.", hint="Leave it out.")
-    if _DEVICES.match(plain):
+    if DEVICES.match(plain):
         raise UserError(f"{plain!r} is the name of a device, not of a file.", hint="Choose another name.")
     return plain
 

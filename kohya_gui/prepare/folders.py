@@ -87,7 +87,7 @@ def wanted(values: Mapping[str, Any], roots: Roots) -> Wanted:
     key = "util_training_dir_output"
     if not values.get(key):
         raise UserError("The destination is missing.", key, "Give a folder; it is made if it is not there.")
-    target = _inside(roots, str(values[key]), key)
+    target = roots.inside(str(values[key]), key)
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file.", key, "Give a folder.")
     return Wanted(
@@ -113,18 +113,11 @@ def _name(values: Mapping[str, Any], key: str, what: str) -> str:
     return text
 
 
-def _inside(roots: Roots, text: str, key: str) -> Path:
-    try:
-        return roots.inside(text)
-    except UserError as error:
-        raise UserError(error.message, key, error.hint) from error
-
-
 def _folder(values: Mapping[str, Any], key: str, roots: Roots) -> Path:
     text = str(values.get(key) or "").strip()
     if not text:
         raise UserError("The folder with the pictures is missing.", key, "Choose a folder.")
-    path = _inside(roots, text, key)
+    path = roots.inside(text, key)
     if not path.is_dir():
         raise UserError(f"The folder {path} does not exist.", key, "Choose an existing one.")
     return path

@@ -31,10 +31,7 @@ def check_places(values: Mapping[str, Any], roots: Roots) -> None:
         if not values.get(key):
             raise UserError(f"{what} is missing.", key, "Choose a folder.")
     for key in ("train_data_dir", "train_dir"):
-        try:
-            roots.inside(str(values[key]))
-        except UserError as error:
-            raise UserError(error.message, key, error.hint) from error
+        roots.inside(str(values[key]), key)
     for key in ("pretrained_model_name_or_path", "vae"):
         text = str(values.get(key) or "")
         if text and Path(text).expanduser().exists() and not roots.allows(text):

@@ -109,12 +109,6 @@ class FolderPanel:
             "logging_dir": str(target / "log"),
         }
 
-    def _inside(self, text: str, key: str) -> Path:
-        try:
-            return self.services.roots.inside(text)
-        except UserError as error:
-            raise UserError(error.message, key, error.hint) from error
-
     def _dry(self, *contents: Any) -> list[Any]:
         roots = self.services.roots
         try:
@@ -149,7 +143,7 @@ class FolderPanel:
         text = str(self.fields.values(contents).get(key) or "")
         if not text:
             raise UserError("The destination is missing.", key, "Give the folder that was prepared.")
-        return self._inside(text, key)
+        return self.services.roots.inside(text, key)
 
     def _clear(self, asked: str, *contents: Any) -> list[Any]:
         """Delete what is kept for Undo, at the second press: nothing brings it back."""
@@ -217,10 +211,7 @@ class BalancePanel:
         values = self.fields.values(contents)
         if not values.get("folder"):
             raise UserError("The dataset folder is missing.", "folder", "Choose the folder of the picture folders.")
-        try:
-            folder = self.services.roots.inside(str(values["folder"]))
-        except UserError as error:
-            raise UserError(error.message, "folder", error.hint) from error
+        folder = self.services.roots.inside(str(values["folder"]), "folder")
         return folder, int(values.get("concept_repeats") or 1000), bool(values.get("insecure"))
 
     def _dry(self, *contents: Any) -> list[Any]:

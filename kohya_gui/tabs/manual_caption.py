@@ -129,10 +129,7 @@ class ManualPanel:
         values = self.fields.values(contents)
         if not values.get("images_dir"):
             raise UserError("The folder with the pictures is missing.", "images_dir", "Choose a folder.")
-        try:
-            folder = self.services.roots.inside(str(values["images_dir"]))
-        except UserError as error:
-            raise UserError(error.message, "images_dir", error.hint) from error
+        folder = self.services.roots.inside(str(values["images_dir"]), "images_dir")
         ending = tags.ending(str(values.get("caption_ext") or ".txt"))
         quick = tuple(tags.split(str(values.get("quick_tags_text") or "")))
         most = int(values.get("ignore_load_tags_word_count") or 3)

@@ -270,20 +270,10 @@ def one_choice(draft: Draft) -> None:
     if draft.raw.get("model_family") not in (None, "", "auto"):
         return
     made = from_switches(dict.fromkeys(on, True))
-    if made.pop("v_parameterization", False):
-        keep_velocity(draft)
-        text = "Velocity prediction of such a model is no field: the page reads it from the model's header."
-        draft.say("kept", "v_parameterization", text)
     draft.raw |= made
     if "model_family" in made:
         text = f"{' and '.join(on)} became the kind of base model: {made['model_family']}."
         draft.say("renamed", "model_family", text)
-
-
-def keep_velocity(draft: Draft) -> None:
-    """Velocity prediction where the family's choice does not say it: a value for runs without the page, which has no
-    field for it and so keeps it aside."""
-    draft.values["v_parameterization"] = draft.extras["v_parameterization"] = True
 
 
 STEPS: tuple[Callable[[Draft], None], ...] = (

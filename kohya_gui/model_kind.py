@@ -82,8 +82,8 @@ def resolve(values: Mapping[str, Any], allowed: Callable[[str], bool] | None = N
     given = {key: values[key] for key in SWITCHES if values.get(key) is not None}
     if chosen in FAMILIES:
         switches = dict(zip(SWITCHES, FAMILIES[chosen], strict=True))
-        if not chosen.startswith("sd2"):
-            # other families have a few models that predict velocity, which only their header or an older file says
+        if chosen in ("sd1", "sdxl"):
+            # few of them predict velocity, and these often say so
             said = given["v_parameterization"] if "v_parameterization" in given else _says_velocity(model)
             switches["v_parameterization"] = said
     elif given:
@@ -95,7 +95,7 @@ def resolve(values: Mapping[str, Any], allowed: Callable[[str], bool] | None = N
 
 
 def family(values: Mapping[str, Any], allowed: Callable[[str], bool] | None = None) -> str:
-    """The family that these values mean: a key of `FAMILIES`; `allowed` as for `resolve`."""
+    """The family that these values mean, "sd1", "sd2", "sd2-v" or "sdxl"; `allowed` as for `resolve`."""
     resolved = resolve(values, allowed)
     if resolved["sdxl"]:
         return "sdxl"
@@ -111,13 +111,13 @@ def from_switches(values: Mapping[str, Any]) -> dict[str, Any]:
     Stable Diffusion 1, which the header says as well.
     """
     rest = {key: value for key, value in values.items() if key not in SWITCHES}
-    v2, velocity, sdxl = (values.get(key) is True for key in SWITCHES)
-    if not (v2 or velocity or sdxl):
+    on = tuple(values.get(key) is True for key in SWITCHES)
+    if not any(on):
         return rest
-    if velocity and not v2:
-        # no choice says this, so the older switch stays in the file
-        return {**rest, "v_parameterization": True, **({"model_family": "sdxl"} if sdxl else {})}
-    return {**rest, "model_family": "sdxl" if sdxl else "sd2-v" if velocity else "sd2"}
+    v2, velocity, sdxl = on
+    # no model is both, and SDXL goes first, as it does where the trainer is chosen
+    named = next(name for name, switches in FAMILIES.items() if switches == (v2 and not sdxl, velocity, sdxl))
+    return {**rest, "model_family": named}
 
 
 def _says_velocity(model: str) -> bool:

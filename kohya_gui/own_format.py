@@ -9,7 +9,7 @@ from typing import Any
 
 from kohya_gui.draft import Draft
 from kohya_gui.migrate import read_values
-from kohya_gui.migrate_steps import keep_velocity, one_choice
+from kohya_gui.migrate_steps import one_choice
 from sd_scripts.schema.errors import UserError
 
 FORMAT, VERSION = "kohya-gui", 2
@@ -57,8 +57,10 @@ def read(raw: Mapping[str, Any], tab: str) -> Draft:
         draft.raw[KEPT] = kept
     for number in range(version, VERSION):
         STEPS[number](draft)
-    if draft.raw.get("model_family", "auto") in ("auto", "sdxl") and draft.raw.get("v_parameterization") is True:
-        keep_velocity(draft)
+    velocity = {"auto": "sd1-v", "sdxl": "sdxl-v"}.get(str(draft.raw.get("model_family", "auto")))
+    if velocity and draft.raw.get("v_parameterization") is True:
+        # this format once had no choice for it
+        draft.raw["model_family"] = velocity
         del draft.raw["v_parameterization"]
     empty = {key: None for key, value in draft.raw.items() if value is None and key in draft.known}
     read_values(draft)

@@ -14,7 +14,7 @@ from sd_scripts.schema.steps import StepPlan
 from sd_scripts.schema.values import trains_text_encoder
 
 Values = Mapping[str, Any]
-_FAMILIES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sd2-v": "SD 2.x (v)", "sdxl": "SDXL"}
+_FAMILIES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sd2-v": "SD 2.x", "sdxl": "SDXL"}
 
 _STEPS = {
     "collect captions": phrase("collect captions"),
@@ -44,7 +44,7 @@ def lines(
         timed: whether past jobs are known at all, so that not knowing is worth a word.
     """
     values = what.seen
-    found = [("Training", together(_FAMILIES[what.family], trains(what), _precision(values)))]
+    found = [("Training", together(_family(what), trains(what), _precision(values)))]
     found += _pictures(what, dataset, counting)
     if length.total_steps:
         found.append(("Length", _length(length)))
@@ -54,6 +54,12 @@ def lines(
     if written:
         found.append(("Writes", _writes(values, written)))
     return found + [("Note", note) for note in (what.built.notes if what.built else [])]
+
+
+def _family(what: Effective) -> str:
+    """The base model's family, with a mark if it predicts velocity."""
+    name = _FAMILIES[what.family]
+    return f"{name} (v)" if what.seen.get("v_parameterization") else name
 
 
 def trains(what: Effective) -> str:

@@ -6,17 +6,21 @@ from .option import All, Given, Is, option, section
 AUTO_FAMILY = "auto"
 FAMILY_SWITCHES: dict[str, tuple[bool, bool, bool]] = {
     "sd1": (False, False, False),
+    "sd1-v": (False, True, False),
     "sd2": (True, False, False),
     "sd2-v": (True, True, False),
     "sdxl": (False, False, True),
+    "sdxl-v": (False, True, True),
 }
 """Choice of the model's family -> the trainer's switches v2, v_parameterization, and the page's sdxl."""
 
 FAMILY_NAMES = {
     "sd1": "Stable Diffusion 1.x",
+    "sd1-v": "Stable Diffusion 1.x with velocity prediction",
     "sd2": "Stable Diffusion 2.x",
     "sd2-v": "Stable Diffusion 2.x with velocity prediction",
     "sdxl": "Stable Diffusion XL",
+    "sdxl-v": "Stable Diffusion XL with velocity prediction",
 }
 """The same choices in words."""
 

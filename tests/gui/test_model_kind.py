@@ -37,10 +37,10 @@ def switches(values: dict[str, Any]) -> tuple[bool, ...]:
 
 @pytest.mark.parametrize(("chosen", "expected"), FAMILIES.items())
 def test_a_choice_stands_for_the_switches(chosen: str, expected: tuple[bool, ...], tmp_path: Path) -> None:
-    model = str(header_file(tmp_path / "other.safetensors", FILES["sdxl" if chosen == "sd1" else "sd1"]))
+    model = str(header_file(tmp_path / "other.safetensors", FILES["sdxl" if chosen in ("sd1", "sd1-v") else "sd1"]))
     values = {"model_family": chosen, "pretrained_model_name_or_path": model, "v2": chosen == "sd1", "sdxl": True}
     assert switches(values) == expected, "whatever the model or an older switch says"
-    assert family(values) == chosen
+    assert family(values) == (chosen if chosen == "sd2-v" else chosen.removesuffix("-v"))
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -108,8 +108,8 @@ def test_the_header_is_read_again_only_when_the_file_changes(tmp_path: Path) -> 
         ({"sdxl": True}, {"model_family": "sdxl"}),
         ({"v2": True}, {"model_family": "sd2"}),
         ({"v2": True, "v_parameterization": True}, {"model_family": "sd2-v"}),
-        ({"v_parameterization": True}, {"v_parameterization": True}),
-        ({"v_parameterization": True, "sdxl": True}, {"model_family": "sdxl", "v_parameterization": True}),
+        ({"v_parameterization": True}, {"model_family": "sd1-v"}),
+        ({"v_parameterization": True, "sdxl": True}, {"model_family": "sdxl-v"}),
     ],
 )
 def test_older_switches_become_the_choice_and_mean_the_same(old: dict[str, bool], new: dict[str, Any]) -> None:

@@ -128,15 +128,17 @@ def test_keys_that_clash_with_the_files_own_are_kept() -> None:
     assert found.tab == "lora" and found.values == {"network_dim": 4} and found.extras == extras
 
 
-def test_velocity_of_a_model_without_a_choice_for_it_stays() -> None:
+def test_velocity_of_every_family_has_a_choice() -> None:
     raw = {"LoRA_type": "Standard", "sdxl": True, "v_parameterization": True, "max_train_steps": "5"}
     found = configs.open_text(json.dumps(raw))
-    assert found.values["model_family"] == "sdxl" and found.values["v_parameterization"] is True
+    assert found.values["model_family"] == "sdxl-v" and "v_parameterization" not in found.values
     assert command.build("train_network", found.values).toml["v_parameterization"] is True
-    # the page has no field for it: it comes back from what is kept aside
-    page = {key: value for key, value in found.values.items() if key != "v_parameterization"}
-    again = configs.open_text(configs.save_text("lora", page, found.extras))
-    assert again.values == found.values and again.extras == found.extras
+    # our own files kept the switch beside the family before there was this choice
+    for family, now in (("sdxl", "sdxl-v"), (None, "sd1-v"), ("sd2-v", "sd2-v")):
+        kept = {"v_parameterization": True, "note": "n"}
+        text = configs.save_text("lora", {"model_family": family} if family else {}, kept)
+        again = configs.open_text(text)
+        assert again.values["model_family"] == now and again.extras["note"] == "n"
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,10 @@ def _actions(view: JobView, words: Words) -> str:
         return "".join([link, *again])
     mend = _button("mend", view.id, words("Change it in the form")) if view.error_key else ""
     why = _button("why", view.id, words("Why")) if view.error else ""
-    return "".join([mend, why, _button("resume", view.id, words("Resume")), *again])
+    # with nothing saved there is nothing to go on from: that would be running it again
+    saved = view.resume_from or view.initial_step
+    resume = _button("resume", view.id, words("Resume")) if saved else ""
+    return "".join([mend, why, resume, *again])
 
 
 def _progress(view: JobView, words: Words) -> str:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from plan_kit import SD1, SDXL, png, safetensors
 
-from kohya_gui import checks, estimate, findings, hub_cache
+from kohya_gui import checks, estimate, hub_cache
 from kohya_gui.paths import Roots
 from kohya_gui.speeds import SpeedHistory
 from sd_scripts.schema.fields import fields

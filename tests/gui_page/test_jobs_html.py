@@ -52,3 +52,11 @@ def test_what_ended_since_the_last_visit_is_said_once() -> None:
 
 def test_of_many_that_ended_the_rest_is_counted() -> None:
     assert "and 2 more" in jobs_html.away([job(ended=50.0)] * 5, 10.0, WORDS)
+
+
+def test_only_a_job_with_something_saved_can_be_resumed() -> None:
+    gone = {"state": "interrupted", "step": 12}
+    assert 'data-do="resume"' not in jobs_html.row(job(**gone), False, WORDS)
+    for saved in ({"resume_from": "/o/cat-000010-state"}, {"initial_step": 5}):
+        assert 'data-do="resume"' in jobs_html.row(job(**gone, **saved), False, WORDS)
+    assert 'data-do="again"' in jobs_html.row(job(**gone), False, WORDS)

@@ -16,7 +16,7 @@ from kohya_gui.form import PATCH, Form
 from kohya_gui.services import Services
 from kohya_gui.tabs import compare, preset_sheet, reset
 from kohya_gui.tabs import plan as plan_view
-from kohya_gui.tabs.message import channel
+from kohya_gui.tabs.message import channel, tell, warn
 from kohya_gui.tabs.preset_acts import PresetActs
 from kohya_gui.tabs.sources import DEFAULTS, FILE, FORM, PATH, Before, FileState, Sources
 from sd_scripts.schema.errors import UserError
@@ -132,7 +132,7 @@ class ConfigBar:
         if PATCH not in shown and not unsaved:
             return updates
         if PATCH not in shown:
-            gr.Info(self.words("{n} unsaved changes were replaced. Undo brings them back.", n=unsaved))
+            tell(self.words("{n} unsaved changes were replaced. Undo brings them back.", n=unsaved))
         kept = Before(replace(file, before=None), dict(values))
         return [replace(state if isinstance(state, FileState) else file, before=kept), message, preset, shown]
 
@@ -194,7 +194,7 @@ class ConfigBar:
                 message, changed = self.preset_acts.act(asked, file, values)
                 return [changed or gr.skip(), message, self.preset_update(changed or file), *self.form.patch({})]
         except UserError as error:
-            gr.Warning(self.words.error(error))
+            warn(self.words.error(error))
         return self.unchanged()
 
     def _undo(self, file: FileState, values: Values) -> list[Any]:
@@ -267,7 +267,7 @@ class ConfigBar:
         try:
             return self.undoable(self.take_preset(name, typed), file, typed) if name else self.unchanged()
         except UserError as error:
-            gr.Warning(self.words.error(error))
+            warn(self.words.error(error))
             return self.unchanged()
 
     def take_preset(self, source: str, typed: Values) -> list[Any]:
@@ -312,14 +312,14 @@ class ConfigBar:
     def _save(self, file: FileState, *contents: Any) -> list[Any]:
         found = self.form.collect(contents)
         if found.mistakes:
-            gr.Warning(self.words.error(found.mistakes[0]))
+            warn(self.words.error(found.mistakes[0]))
             return [file, channel(go=found.mistakes[0].key)]
         if not file.path:
             return [file, channel(browse=SAVE)]
         try:
             return self._save_to(Path(file.path), file, found.values)[:2]
         except UserError as error:
-            gr.Warning(self.words.error(error))
+            warn(self.words.error(error))
             return [file, channel()]
 
     def _save_over(self, asked: Values, file: FileState, values: Values) -> list[Any]:
@@ -335,7 +335,7 @@ class ConfigBar:
             return self.unchanged(self._ask_over(real, changed=str(real) == file.path))
         configs.write_file(real, configs.save_text(self.tab, dict(values), dict(file.extras)))
         recent.use(self.services.remembered, self.tab, real)
-        gr.Info(self.words("Saved as {name}.", name=real.name))
+        tell(self.words("Saved as {name}.", name=real.name))
         saved = replace(
             file, path=str(real), name=real.name, values=dict(values), preset="", stamp=_stamp(real), before=None
         )
@@ -359,7 +359,7 @@ class ConfigBar:
         try:
             return self.undoable(self._opened_again(file), file, typed)
         except UserError as error:
-            gr.Warning(self.words.error(error))
+            warn(self.words.error(error))
             return self.unchanged()
 
     def _opened_again(self, file: FileState) -> list[Any]:

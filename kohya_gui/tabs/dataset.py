@@ -15,7 +15,7 @@ from kohya_gui.effective import understand
 from kohya_gui.form import Form
 from kohya_gui.localization import Words
 from kohya_gui.services import Services
-from kohya_gui.tabs.message import channel
+from kohya_gui.tabs.message import channel, warn
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.tabs import find_tab
 
@@ -113,7 +113,7 @@ class DatasetTab:
             try:
                 message = self._one(str(asked.get("file", "")), found.folders, seen)
             except UserError as error:
-                gr.Warning(self.words.error(error))
+                warn(self.words.error(error))
         return [channel(**message), *self.look(browsing, found, seen, counting=counting)]
 
     def _one(self, path: str, folders: Sequence[FolderView], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from kohya_gui.job_view import JobView
 from kohya_gui.prepare.undo import undo_job
 from kohya_gui.services import Services
 from kohya_gui.tabs import jobs_html as shown
-from kohya_gui.tabs.message import channel, join_script
+from kohya_gui.tabs.message import channel, join_script, tell, warn
 from kohya_gui.tabs.tensorboard import TensorboardBar
 from kohya_gui.tools import is_tool
 from sd_scripts.schema.errors import UserError
@@ -196,7 +196,7 @@ class JobsTab:
                 self.store.tick()
                 looking = replace(looking, job=made or job)
         except UserError as error:
-            gr.Warning(self.words.error(error))
+            warn(self.words.error(error))
         return [channel(**message), *self._tick(looking, search)]
 
     def _ends(self, job: str, prompt: int) -> tuple[int, ...]:
@@ -207,7 +207,7 @@ class JobsTab:
     def _undo(self, job: str) -> None:
         """Put back the files that a tool's job wrote."""
         counts = undo_job(self.store.get(job).folder, self.services.roots)
-        gr.Info(
+        tell(
             self.words(
                 "{restored} files put back, {removed} taken away, {changed} left because they were changed since.",
                 **counts,

@@ -1,7 +1,10 @@
-"""Messages from Python to the page's own script."""
+"""Messages from Python to the page's own script, and short ones to the person."""
 
 import time
+from html import escape
 from typing import Any
+
+import gradio as gr
 
 
 def channel(**message: Any) -> dict[str, Any]:
@@ -18,3 +21,13 @@ def channel(**message: Any) -> dict[str, Any]:
 def join_script(tab: str) -> str:
     """The script of a tab's channel: hands `trigger` and `server` over, and every new message to `kohya.receive`."""
     return f"kohya.join('{tab}', trigger, server); watch('value', () => kohya.receive('{tab}', props.value))"
+
+
+def warn(text: str) -> None:
+    """Show a warning in the corner for a while. Gradio takes it for HTML, and names of files may hold anything."""
+    gr.Warning(escape(text, quote=False))
+
+
+def tell(text: str) -> None:
+    """The same for good news."""
+    gr.Info(escape(text, quote=False))

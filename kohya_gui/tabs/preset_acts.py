@@ -4,13 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import gradio as gr
-
 from kohya_gui import user_presets
 from kohya_gui.form import Form
 from kohya_gui.services import Services
 from kohya_gui.tabs import preset_sheet
-from kohya_gui.tabs.message import channel
+from kohya_gui.tabs.message import channel, tell
 from kohya_gui.tabs.preset_sheet import Draft
 from kohya_gui.tabs.sources import OWN, FileState, Sources
 from kohya_gui.user_presets import TakenError
@@ -65,7 +63,7 @@ class PresetActs:
         except TakenError as error:
             said = self.words.error(error)
             return replace(typed, said=said, wrong=True, offer=self.words("Replace it"), offer_ask="preset_save"), None
-        gr.Info(self.words("Saved as {name}.", name=made.name))
+        tell(self.words("Saved as {name}.", name=made.name))
         return Draft(said=self.words("{name} is saved, {n} settings.", name=made.name, n=len(chosen))), None
 
     def _rename(self, asked: Asked, file: FileState, values: Asked) -> tuple[Draft, FileState | None]:

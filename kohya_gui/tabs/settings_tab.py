@@ -11,6 +11,7 @@ import gradio as gr
 from kohya_gui import config_toml, widgets
 from kohya_gui.services import Services
 from kohya_gui.settings import CONFIG_NAME, THEMES, Settings, check_default, form_fields, load_settings
+from kohya_gui.tabs.message import tell, warn
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.fields import allowed
 from sd_scripts.schema.option import OptionField
@@ -221,7 +222,7 @@ class SettingsTab:
         try:
             config_toml.change(self.path, lambda content: config_toml.put(content, names, value))
         except UserError as error:
-            gr.Warning(self.words.error(error))
+            warn(self.words.error(error))
             return False
         return True
 
@@ -252,11 +253,11 @@ class SettingsTab:
         try:
             value = check_default(str(tab), str(key or ""), str(text or "").strip())
         except UserError as error:
-            gr.Warning(self.words.error(error))
+            warn(self.words.error(error))
             return gr.skip()
         if not self._write(("defaults", tab, key), value):
             return gr.skip()
-        gr.Info(self.words("Kept. It holds from the next start."))
+        tell(self.words("Kept. It holds from the next start."))
         return self._defaults_html(self._now())
 
     def _remove(self, tab: str, key: str) -> list[Any]:
@@ -264,7 +265,7 @@ class SettingsTab:
             return [gr.skip(), gr.skip()]
         now = self._now()
         if key in now.values(tab):
-            gr.Warning(self.words("Another table of the settings file names this field too; change it there."))
+            warn(self.words("Another table of the settings file names this field too; change it there."))
         return [self._defaults_html(now), ""]
 
     def _choose_place(self, key: str) -> str:
@@ -278,7 +279,7 @@ class SettingsTab:
             if not Path(real).is_dir():
                 raise UserError(f"{real} is no folder.", hint="Choose an existing folder.")
         except UserError as error:
-            gr.Warning(self.words.error(error))
+            warn(self.words.error(error))
             return gr.skip()
         if not self._write(("start_folders", key), str(real)):
             return gr.skip()

@@ -8,6 +8,7 @@ import gradio as gr
 
 from kohya_gui import widgets
 from kohya_gui.services import Services
+from kohya_gui.tabs.message import warn
 from kohya_gui.tensorboard import Board
 from sd_scripts.schema.errors import UserError
 
@@ -52,7 +53,7 @@ class TensorboardBar:
         try:
             yield self._html(self.board.start((folder or "").strip() or self.newest_logs()))
         except UserError as error:
-            gr.Warning(words.error(error))
+            warn(words.error(error))
             yield f"<span>{escape(words.error(error))}</span>"
 
     def _stop(self) -> str:

@@ -26,7 +26,7 @@ from kohya_gui.tabs import plan as plan_view
 from kohya_gui.tabs import session
 from kohya_gui.tabs.config_bar import ConfigBar, FileState, recent_files
 from kohya_gui.tabs.dataset import Browsing, DatasetTab
-from kohya_gui.tabs.message import channel, join_script
+from kohya_gui.tabs.message import channel, join_script, tell, warn
 from kohya_gui.tabs.preparation import PreparationTab
 from kohya_gui.tabs.remarks import remarks
 from kohya_gui.tabs.session import Manner
@@ -322,9 +322,9 @@ class TrainingTab:
             view, values = store.get(job), store.values(job)
             if view.state == "waiting":
                 store.remove(job)
-                gr.Info(self.words("{name} has left the queue; add it again when it is right.", name=view.name))
+                tell(self.words("{name} has left the queue; add it again when it is right.", name=view.name))
         except UserError as error:
-            gr.Warning(self.words.error(error))
+            warn(self.words.error(error))
             return self.bar.unchanged()
         opened = FileState(name=self.words("from the job {name}", name=view.name), values=values)
         return self.bar.opened(opened, channel(later=True, go=go))
@@ -340,7 +340,7 @@ class TrainingTab:
         wrong = [problem for problem in view.problems if problem.severity == "error"]
         message: dict[str, Any] = {"fields": self._fields_message(file, found, view)}
         if wrong:
-            gr.Warning(self.words.said(wrong[0].message))
+            warn(self.words.said(wrong[0].message))
             first = next((problem.key for problem in wrong if problem.key), None)
             return channel(**message, go=first, later=True)
         store = self.services.jobs
@@ -351,10 +351,10 @@ class TrainingTab:
             job = store.create(made, values, str(values.get("output_name") or file.name or self.spec.title))
             started = store.tick()
         except UserError as error:
-            gr.Warning(self.words.error(error))
+            warn(self.words.error(error))
             return channel(**message, go=error.key)
         if waits or job.id not in started:
-            gr.Info(
+            tell(
                 self.words("{name} is in the queue.", name=job.name)
                 if job.id not in started
                 else self.words("{name} has started.", name=job.name)

@@ -8,7 +8,7 @@ from kohya_gui import tools, widgets
 from kohya_gui.services import Services
 from kohya_gui.tabs.folder_panels import BalancePanel, FolderPanel
 from kohya_gui.tabs.manual_caption import ManualPanel
-from kohya_gui.tabs.message import channel, join_script
+from kohya_gui.tabs.message import channel, join_script, tell, warn
 from kohya_gui.tabs.tool_form import QUIET, Where
 from kohya_gui.tabs.tool_panel import ToolPanel
 from kohya_gui.tools import SHELVES, Shelf
@@ -96,7 +96,7 @@ class UtilitiesTab:
                 panel = self.panels[chosen]
                 message = channel(form=panel.name, go=str(asked.get("go") or panel.tool.keys[0]))
             except UserError as error:
-                gr.Warning(self.words.error(error))
+                warn(self.words.error(error))
         updates = [panel.opened(values) if name == chosen else panel.left() for name, panel in self.panels.items()]
         return [message, *(item for part in updates for item in part)]
 
@@ -107,7 +107,7 @@ class UtilitiesTab:
         tool = tools.find_tool(str(store.spec(job).get("command")))
         if view.state == "waiting":
             store.remove(job)
-            gr.Info(self.words("{name} has left the queue; add it again when it is right.", name=view.name))
+            tell(self.words("{name} has left the queue; add it again when it is right.", name=view.name))
         return tool.name, values
 
 

@@ -288,3 +288,8 @@ def test_undo_is_offered_where_something_would_be_lost(bar: ConfigBar) -> None:
     assert state.before.values["network_dim"] == 9
     state, *_ = bar._choose_preset(next(iter(bar.sources.shipped)), file, {"network_dim": "9"})
     assert state.before.values["network_dim"] == 9
+
+
+def test_what_a_file_is_called_is_no_html_in_a_message(bar: ConfigBar) -> None:
+    with pytest.warns(UserWarning, match="&lt;img src=x&gt;.json' lies outside"):
+        act(bar, "pick", key=OPEN, file="../<img src=x>.json")

@@ -20,6 +20,7 @@ from kohya_gui.gate import Gate
 from kohya_gui.layouts import LAYOUTS
 from kohya_gui.lean import LeanBlocks, finish_all, pack_facts
 from kohya_gui.localization import Language, Words
+from kohya_gui.phrases import phrase
 from kohya_gui.sent import Dressing, PageScript, script_text
 from kohya_gui.services import Services
 from kohya_gui.tabs import about
@@ -199,10 +200,10 @@ def _build(services: Services) -> tuple[LeanBlocks, Facts]:
     settings = SettingsTab(services)
     jobs = JobsTab(services, {tab.spec.command: tab.spec.name for tab in tabs})
     hand_made: tuple[tuple[str, str, Callable[[], None]], ...] = (
-        ("utilities", "Utilities", utilities.build),
-        ("jobs", "Jobs", jobs.build),
-        ("settings", "Settings", settings.build),
-        ("about", "About", partial(about.build, services)),
+        ("utilities", phrase("Utilities"), utilities.build),
+        ("jobs", phrase("Jobs"), jobs.build),
+        ("settings", phrase("Settings"), settings.build),
+        ("about", phrase("About"), partial(about.build, services)),
     )
     with LeanBlocks(title="Kohya's GUI", analytics_enabled=False, fill_width=True) as blocks:
         _build_head(services, jobs)

@@ -26,8 +26,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 _OFF_THE_PAGE = frozenset(
     ("catalog.py", "cli.py", "document.py", "frozen.py", "installer.py", "parse.py", "start.py", "supervisor.py")
 )
-_SENTENCE = re.compile(r"[A-Z{].*[.!?]$", re.DOTALL)
-_LEAST_WORDS = 3
+# whole sentences, also those that end in somebody else's words; and parts of sentences that the schema's functions give
+_SENTENCE = re.compile(r"[A-Za-z0-9{].*[.!?]$|[A-Z{](?:\S+ ){3,}\S*: \{\d\}$", re.DOTALL)
+_PART = re.compile(r"(?!.*(?:\n|--|[<>=_/\\]))(?=.*[a-z]{3})[a-z0-9{].* .*")
+_LEAST_WORDS = 2
+_TRANSLATING = frozenset(("words", "said", "self.words", "services.words", "phrase", "self._button"))
 
 
 def texts() -> dict[str, str]:
@@ -99,14 +102,20 @@ def _of_code(path: Path) -> Iterator[tuple[str, str]]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     aside = _documentation(tree) | _arguments_of_options(tree)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and _called(node) in ("words", "said", "self.words", "services.words", "phrase"):
+        if isinstance(node, ast.Call) and _called(node) in _TRANSLATING:
             aside.update(id(argument) for argument in node.args[:1])
             if node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
                 yield f"words in {path.name}", node.args[0].value
     for node in ast.walk(tree):
         text = "" if id(node) in aside else _template(node)
-        if _SENTENCE.match(text) and len(text.split()) >= _LEAST_WORDS:
+        if _SENTENCE.match(text) and len(text.split()) >= _LEAST_WORDS and re.search("[a-z]{2}", text):
             yield f"sentence in {path.name}", text
+    if "schema" in path.parts:
+        given = (inner for node in ast.walk(tree) if isinstance(node, ast.Return) for inner in ast.walk(node))
+        for node in given:
+            text = "" if id(node) in aside else _template(node)
+            if _PART.fullmatch(text):
+                yield f"part in {path.name}", text
 
 
 def _called(node: ast.Call) -> str:

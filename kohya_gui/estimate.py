@@ -8,6 +8,7 @@ from typing import Any
 
 from kohya_gui import model_shapes
 from kohya_gui.model_shapes import PerRank, Whole, per_rank
+from kohya_gui.phrases import phrase
 from sd_scripts.schema.naming import Saves, epochs_between_saves
 from sd_scripts.schema.saving import SavingOptions
 from sd_scripts.schema.values import trains_text_encoder
@@ -180,7 +181,7 @@ def writes(
 def bytes_text(size: float | None) -> str:
     """A size for people: 9.1 MB."""
     if size is None:
-        return "size unknown"
+        return phrase("size unknown")
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000 or unit == "GB":
             return f"{size:.0f} {unit}" if size >= 100 or unit == "bytes" else f"{size:.1f} {unit}"
@@ -196,7 +197,7 @@ def time_text(seconds: float) -> str:
     if minutes < 90:
         return f"{minutes} min"
     hours, rest = divmod(minutes, 60)
-    return f"{hours} h {rest // 10 * 10} min" if hours < 24 else f"{hours / 24:.1f} days"
+    return f"{hours} h {rest // 10 * 10} min" if hours < 24 else phrase("{n} days", n=f"{hours / 24:.1f}")
 
 
 def number_text(value: float) -> str:

@@ -37,6 +37,7 @@ _MARK_IN_JSON = re.compile(r"\\ue00[0-3]")
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 _BUCKET = 8
 _LEAST_TEXT = 10
+_ANYTHING, _ENDING, _SHORT = "(.+?)", "(.*?)", r"(\S+(?: [A-Z]\S*)?)"  # as in 65.0 GB, Kohya LoCon
 
 _building: ContextVar[bool] = ContextVar("kohya_building", default=False)
 
@@ -70,7 +71,8 @@ class Language:
             for pattern, names, translated in self._patterns.get(start, ()):
                 found = pattern.fullmatch(sentence)
                 if found:
-                    values = {name[1:-1]: self.table.get(text, text) for name, text in zip(names, found.groups())}
+                    # what fills a place may be a text with places itself; it is shorter, so this ends
+                    values = {name[1:-1]: self.said(text) for name, text in zip(names, found.groups())}
                     return _filled(translated, values)
         return sentence
 
@@ -79,11 +81,10 @@ class Language:
         """Beginning of a sentence -> (pattern, placeholders in order, translation), those with most text first; under
         "" those that begin with a placeholder or early have one."""
         made: dict[str, list[tuple[re.Pattern[str], list[str], str]]] = {}
-        # "{n} of {total}" fits into any sentence, so a pattern needs some text of its own
-        texts = [text for text in self.table if _LEAST_TEXT <= len(_PLACEHOLDER.sub("", text)) < len(text)]
+        texts = [text for text in self.table if _letters(text) and _PLACEHOLDER.search(text)]
         for text in sorted(texts, key=lambda text: -len(_PLACEHOLDER.sub("", text))):
             literal = _PLACEHOLDER.split(text)
-            pattern = re.compile("(.+?)".join(map(re.escape, literal)), re.DOTALL)
+            pattern = re.compile(_fitting(literal), re.DOTALL)
             start = literal[0][:_BUCKET] if len(literal[0]) >= _BUCKET else ""
             made.setdefault(start, []).append((pattern, _PLACEHOLDER.findall(text), self.table[text]))
         return made
@@ -198,6 +199,25 @@ def _finished(inside: str, language: Language, html: bool) -> str:
     return _filled(shown, values)
 
 
+def _fitting(literal: list[str]) -> str:
+    """The regular expression for a text with places, given what stands around these.
+
+    "{n} of {total}" would fit into any sentence: with little text of its own only a word, or two as in "65.0 GB", may
+    fill a place. A place directly behind a word is an ending that may be empty, as in "encoder{s}".
+    """
+    if len("".join(literal)) < _LEAST_TEXT:
+        return _SHORT.join(map(re.escape, literal))
+    made = ""
+    for before in literal[:-1]:
+        made += re.escape(before) + (_ENDING if before[-1:].isalnum() else _ANYTHING)
+    return made + re.escape(literal[-1])
+
+
+def _letters(text: str) -> bool:
+    """Whether a text has words of its own beside its places."""
+    return any(sign.isalpha() for sign in _PLACEHOLDER.sub("", text))
+
+
 def _filled(text: str, values: Mapping[str, object]) -> str:
     """The text with its {placeholders} filled; one that is unknown (a translator's slip) stays as it is."""
     if not values:
@@ -253,4 +273,6 @@ def _read(name: str, folder: Path) -> Language:
     sound = isinstance(table, dict) and all(isinstance(text, str) for text in table.values())
     if not sound or any(sign in raw for sign in (_BEGIN, _NAME, _VALUE, _END)) or _MARK_IN_JSON.search(raw):
         raise UserError(f"The language file {path.name} is not one flat JSON object of texts.", key="language")
-    return Language(name, {key.strip(): _harmless(key, text) for key, text in table.items() if text.strip()})
+    texts = {key: _harmless(key, text) for key, text in table.items() if text.strip()}
+    # files made for kohya_ss have keys with stray blanks
+    return Language(name, {key.strip(): text for key, text in texts.items()} | texts)

@@ -9,6 +9,7 @@ from typing import Any
 
 from kohya_gui.localization import Words
 from kohya_gui.paths import Entry, Listing, Roots
+from kohya_gui.phrases import phrase
 from sd_scripts.schema.errors import UserError
 
 MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
@@ -16,11 +17,11 @@ CONFIG_SUFFIXES = (".json", ".toml", ".safetensors")
 
 # what a dialog may choose: the title, whether files and folders can be taken, and which files are listed
 _KINDS: dict[str, tuple[str, bool, bool, tuple[str, ...]]] = {
-    "folder": ("Choose a folder", False, True, ()),
-    "model": ("Choose a model file or folder", True, True, MODEL_SUFFIXES),
-    "file": ("Choose a file", True, False, ()),
-    "open": ("Open a configuration", True, False, CONFIG_SUFFIXES),
-    "save": ("Save the configuration as", False, False, (".json",)),
+    "folder": (phrase("Choose a folder"), False, True, ()),
+    "model": (phrase("Choose a model file or folder"), True, True, MODEL_SUFFIXES),
+    "file": (phrase("Choose a file"), True, False, ()),
+    "open": (phrase("Open a configuration"), True, False, CONFIG_SUFFIXES),
+    "save": (phrase("Save the configuration as"), False, False, (".json",)),
 }
 
 

@@ -83,8 +83,8 @@ def trains(what: Effective) -> str:
 def _precision(values: Values) -> str:
     chosen = str(values.get("mixed_precision") or "no")
     if machine.has_gpu():
-        return phrase("{precision} on the GPU", precision={"no": "32 bits"}.get(chosen, chosen))
-    return phrase("{precision} on the processor", precision={"no": "32 bits"}.get(chosen, chosen))
+        return phrase("{precision} on the GPU", precision={"no": phrase("32 bits")}.get(chosen, chosen))
+    return phrase("{precision} on the processor", precision={"no": phrase("32 bits")}.get(chosen, chosen))
 
 
 def _pictures(what: Effective, dataset: DatasetView, counting: bool) -> list[tuple[str, str]]:

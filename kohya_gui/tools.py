@@ -15,6 +15,7 @@ from kohya_gui import command as commands
 from kohya_gui import launch_args, machine
 from kohya_gui.command import Plan
 from kohya_gui.paths import Roots, caption_ending
+from kohya_gui.phrases import phrase
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.fields import convert
 from sd_scripts.schema.option import OptionField, section_fields
@@ -64,7 +65,7 @@ class Tool:
     section: type
     keys: tuple[str, ...]
     folder: str
-    button: str = "Start"
+    button: str = phrase("Start")
     gpu: bool = False
     start: Mapping[str, Any] = field(default_factory=dict)
     sent: Mapping[str, Any] = field(default_factory=dict)

@@ -153,7 +153,9 @@ class ConfigBar:
 
     def _name(self, file: FileState, values: Values) -> str:
         count = len(compare.differences(self.form, values, file.values))
-        name = file.name or self.words("not saved yet")
+        # the names of our own presets are translated, those of files are not
+        named = self.words(file.name) if file.preset else file.name
+        name = named or self.words("not saved yet")
         if not count:
             return f'<span title="{escape(name)}">{escape(name)}</span>'
         changes = self.words("1 change") if count == 1 else self.words("{n} changes", n=count)

@@ -139,11 +139,15 @@ def row(view: JobView, chosen: bool, words: Words) -> str:
     )
 
 
+def _heads(words: Words) -> tuple[str, ...]:
+    return words("Job"), words("State"), words("Progress"), words("Speed"), words("Time left")
+
+
 def table(views: Sequence[JobView], chosen: str, words: Words) -> str:
     """All jobs."""
     if not views:
         return _empty(words("No job yet. Start one from a training tab; it runs on even if this page is closed."))
-    head = "".join(f"<th>{words(text)}</th>" for text in ("Job", "State", "Progress", "Speed", "Left")) + "<th></th>"
+    head = "".join(f"<th>{text}</th>" for text in _heads(words)) + "<th></th>"
     rows = "".join(row(view, view.id == chosen, words) for view in views)
     return f'<table class="k-jobs"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
@@ -187,17 +191,25 @@ def curves(view: JobView, found: Curves, kind: str, words: Words) -> str:
             {"k-raw": found.loss, "k-line": found.smooth}, dots=found.validation, total=view.of, title=words("loss")
         )
     drawn = drawn or f'<p class="k-quiet k-empty">{words("The curve begins with the first step.")}</p>'
-    names = {"loss": "raw and smoothed (0.95)", "rates": "rates", "norm": "gradient norm", "memory": "memory (GB)"}
-    links = [
-        _choice("chart", f'data-chart="{name}"', view.id, words(text), on=name == kind) for name, text in names.items()
-    ]
+    names = {
+        "loss": words("raw and smoothed (0.95)"),
+        "rates": words("rates"),
+        "norm": words("gradient norm"),
+        "memory": words("memory (GB)"),
+    }
+    links = [_choice("chart", f'data-chart="{name}"', view.id, text, on=name == kind) for name, text in names.items()]
     if best:
         links.insert(1, f'<span class="k-valid-text">{words("validation, best at step {n}", n=f"{best[0]:,}")}</span>')
     if kind == "rates":
         links.append(escape(", ".join(f"{group} {values[-1][1]:.3g}" for group, values in found.lr.items() if values)))
-    title = {"loss": "Loss", "rates": "Learning rates", "norm": "Gradient norm", "memory": "Memory"}[kind]
+    titles = {
+        "loss": words("Loss"),
+        "rates": words("Learning rates"),
+        "norm": words("Gradient norm"),
+        "memory": words("Memory"),
+    }
     now = f'<span class="k-quiet k-now">{view.loss:.4f}</span>' if view.loss is not None and kind == "loss" else ""
-    return f'<h2>{words(title)} · {escape(view.name)}{now}</h2>{drawn}<p class="k-links-line">{" · ".join(links)}</p>'
+    return f'<h2>{titles[kind]} · {escape(view.name)}{now}</h2>{drawn}<p class="k-links-line">{" · ".join(links)}</p>'
 
 
 def samples(view: JobView, index: int, pair: tuple[int, ...], words: Words) -> str:

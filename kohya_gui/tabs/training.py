@@ -35,7 +35,7 @@ from sd_scripts.schema.commands import COMMANDS
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.tabs import Tab, tab_fields
 
-VIEWS = ("Basic", "All", "Changed")
+VIEWS = (phrase("Basic"), phrase("All"), phrase("Changed"))
 # why the trainer is not asked for the memory yet
 LATER = {"lists": phrase("told once the lists are made"), "model": phrase("told once the model has been fetched")}
 COUNTING_PACE = 1.0  # seconds between two looks while pictures are being counted

@@ -11,7 +11,7 @@ def other_family(values: Values) -> Finding | None:
         return error(
             "sdxl",
             "The base model is SDXL, but this trainer is for Stable Diffusion 1 and 2.",
-            "Choose a Stable Diffusion 1 or 2 model, or switch off SDXL model.",
+            "Choose a Stable Diffusion 1 or 2 model, or another kind of base model.",
         )
     return None
 

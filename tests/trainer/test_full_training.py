@@ -102,8 +102,9 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tiny_sd1: Path, tiny_sdxl: Path, thumbs: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    models = {"train_db": tiny_sd1, "fine_tune": tiny_sd1, "sdxl_train": tiny_sdxl}
+def made(tiny_sd1: Path, deep_sdxl: Path, thumbs: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    # of a single file, which most of these write, the layers are known beforehand: no shallow model
+    models = {"train_db": tiny_sd1, "fine_tune": tiny_sd1, "sdxl_train": deep_sdxl}
     return Made(models, thumbs, tmp_path_factory.mktemp("full training"))
 
 

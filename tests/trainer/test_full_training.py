@@ -222,13 +222,13 @@ def test_the_text_encoder_stops(tiny_sd1: Path, thumbs: Path, tmp_path: Path) ->
 
 @shows("block_lr", "fused_backward_pass", by=("full",))
 def test_sdxl_takes_class_folders_rates_of_blocks_and_adafactor_in_the_backward_pass(
-    tiny_sdxl: Path, thumbs: Path, tmp_path: Path
+    deep_sdxl: Path, thumbs: Path, tmp_path: Path
 ) -> None:
-    xl = Trainer("sdxl_train", tiny_sdxl, thumbs, tmp_path)
+    xl = Trainer("sdxl_train", deep_sdxl, thumbs, tmp_path)
     rates = ["0"] * 22 + ["1e-3"]
     blocks = xl(block_lr=",".join(rates), save_model_as="safetensors", max_train_steps=2)
     assert blocks.of("step")[-1]["lr"] == {"block22": pytest.approx(1e-3)}
-    before, after = xl.load(tiny_sdxl), xl.load(blocks.out / "small.safetensors")
+    before, after = xl.load(deep_sdxl), xl.load(blocks.out / "small.safetensors")
     differing = {name.rsplit(".", 1)[0] for name, value in before.items() if not torch.equal(value, after[name])}
     assert differing == {"unet.conv_norm_out", "unet.conv_out"}
     options: dict[str, Any] = {
@@ -245,8 +245,8 @@ def test_sdxl_takes_class_folders_rates_of_blocks_and_adafactor_in_the_backward_
 
 
 @shows("train_text_encoder", "learning_rate_te1", "learning_rate_te2", by=("full",))
-def test_sdxl_trains_both_text_encoders_at_their_rates(tiny_sdxl: Path, thumbs: Path, tmp_path: Path) -> None:
-    xl = Trainer("sdxl_train", tiny_sdxl, thumbs, tmp_path)
+def test_sdxl_trains_both_text_encoders_at_their_rates(deep_sdxl: Path, thumbs: Path, tmp_path: Path) -> None:
+    xl = Trainer("sdxl_train", deep_sdxl, thumbs, tmp_path)
     options: dict[str, Any] = {"train_text_encoder": True, "save_model_as": "safetensors", "max_train_steps": 2}
     both = xl(**options, learning_rate_te1=1e-4, learning_rate_te2=2e-4)
     assert both.of("step")[-1]["lr"] == {
@@ -254,7 +254,7 @@ def test_sdxl_trains_both_text_encoders_at_their_rates(tiny_sdxl: Path, thumbs: 
         "text_encoder1": pytest.approx(1e-4),
         "text_encoder2": pytest.approx(2e-4),
     }
-    start = xl.load(tiny_sdxl)
+    start = xl.load(deep_sdxl)
     assert changed(start, xl.load(both.out / "small.safetensors")) == {"unet", "text0", "text1"}
     second = xl(**options, learning_rate_te1=0.0)
     assert changed(start, xl.load(second.out / "small.safetensors")) == {"unet", "text1"}
@@ -262,8 +262,8 @@ def test_sdxl_trains_both_text_encoders_at_their_rates(tiny_sdxl: Path, thumbs: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["fine_tune"])
-def test_launched(command: str, tiny_sd1: Path, tiny_sdxl: Path, thumbs: Path, tmp_path: Path) -> None:
-    model = tiny_sdxl if command == "sdxl_train" else tiny_sd1
+def test_launched(command: str, tiny_sd1: Path, deep_sdxl: Path, thumbs: Path, tmp_path: Path) -> None:
+    model = deep_sdxl if command == "sdxl_train" else tiny_sd1
     options = {**BUCKETS.get(command, {}), "save_model_as": "safetensors", "max_train_steps": 2}
     source = Trainer(command, model, thumbs, tmp_path).source()
     run = launch(model, source.pop("data", thumbs), tmp_path / "out", command=command, **options, **source)

@@ -205,7 +205,9 @@ def test_the_form_survives_a_reload_and_has_a_way_back(visit: Visit) -> None:
     page.click("#lora-reload")
     expect(page.locator("#lora-output_name input")).to_have_value("")
     expect(page.locator("#lora-learning_rate input")).to_have_value("1e-4")
-    expect(page.locator("#lora-file")).to_have_text("Subject (SD 1.5)")
+    expect(page.locator("#lora-file")).to_have_text("Undo Subject (SD 1.5)")
+    page.click("#lora-file button")
+    expect(page.locator("#lora-output_name input")).to_have_value("kätzchen")
 
 
 def test_pictures_are_added_and_the_ending_of_captions_mended(visit: Visit, served: Served) -> None:

@@ -1,6 +1,5 @@
 """The page as it is sent: small, complete, in the visitor's language, and nothing of it before the login."""
 
-import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from awaited import awaited
 
 from kohya_gui import app, localization, paths, settings, spoken
 from kohya_gui.jobs import JobStore
@@ -127,7 +127,7 @@ def answer(page: app.App, path: str, *, cookie: str = "", html: bytes = HTML, ki
 
     headers = [(b"cookie", f"{spoken.COOKIE}={cookie}".encode())] if cookie else []
     scope = {"type": "http", "method": "GET", "path": path, "headers": headers}
-    asyncio.run(spoken.Asked(Dressing(gradio, script=page.script))(scope, None, keep))
+    awaited(spoken.Asked(Dressing(gradio, script=page.script))(scope, None, keep))
     return dict(sent[0]["headers"]), b"".join(message.get("body", b"") for message in sent[1:])
 
 
@@ -149,9 +149,9 @@ def test_other_answers_and_the_login_form_are_left_alone(page: app.App) -> None:
 def test_the_script_is_behind_the_login(page: app.App) -> None:
     locked = SimpleNamespace(auth={"a": "b"}, auth_dependency=None, cookie_id="x", tokens={})
     request: Any = SimpleNamespace(app=locked, cookies={})
-    assert asyncio.run(page.script.answer(request)).status_code == 401
+    assert awaited(page.script.answer(request)).status_code == 401
     locked.auth = None
-    found = asyncio.run(page.script.answer(request))
+    found = awaited(page.script.answer(request))
     assert found.status_code == 200 and found.media_type == "text/javascript"
     assert "immutable" in found.headers["cache-control"]
     assert Path(app.ASSETS / "script.js").read_text(encoding="utf-8") in bytes(found.body).decode()

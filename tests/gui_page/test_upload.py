@@ -9,6 +9,7 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
+from awaited import awaited
 from PIL import Image
 
 from kohya_gui import pictures, served, upload
@@ -148,5 +149,5 @@ def test_only_a_few_uploads_are_in_memory_at_once(tmp_path: Path) -> None:
             for number in range(12):
                 group.start_soon(send, client, number)
 
-    anyio.run(all_at_once)
+    awaited(all_at_once())
     assert most == served.UPLOADS_AT_ONCE and len(list((tmp_path / "p").iterdir())) == 12

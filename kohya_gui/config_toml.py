@@ -3,8 +3,6 @@
 The tables are those of kohya_ss v26; `defaults.<tab>`, `start_folders` and a few keys of `settings` are our own.
 """
 
-import contextlib
-import os
 import threading
 import tomllib
 from collections.abc import Callable, Mapping
@@ -13,6 +11,7 @@ from typing import Any
 
 import tomli_w
 
+from kohya_gui.whole_file import write_whole
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.tabs import TABS
 from sd_scripts.schema.tools_captions import TaggerOptions
@@ -121,18 +120,10 @@ def change(path: Path, act: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     with _LOCK:
         content = read(path)
         act(content)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             _keep_comments(path)
-            with temporary.open("wb") as file:
-                tomli_w.dump(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            write_whole(path, tomli_w.dumps(content).encode())
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             raise UserError(f"The settings file {path} cannot be written: {error.strerror}.") from error
         return content
 

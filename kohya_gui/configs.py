@@ -1,8 +1,6 @@
 """Saved forms: opening files of ours and of kohya_ss, saving, presets. A file that is damaged changes nothing."""
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from kohya_gui.migrate import MOST_UNKNOWN, migrate, read_values
 from kohya_gui.migrate_steps import one_choice
 from kohya_gui.old_keys import families_of, tab_of
 from kohya_gui.saved_text import read_file
+from kohya_gui.whole_file import write_whole
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.tabs import TABS, find_tab, tab_aliases, tab_fields
 
@@ -184,18 +183,10 @@ def write_file(path: Path, text: str) -> None:
     if path.suffix.lower() != ".json" or path.name.startswith("."):
         # whoever reaches the page could otherwise write text of his own into a start-up file of the shell
         raise UserError(f"{path.name} is no name for a saved form.", hint="Let it end in .json.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            # a file name that is no UTF-8 came in with marks for its bytes, which no file can hold
-            file.write(text.encode("utf-8", "replace").decode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        # a file name that is no UTF-8 came in with marks for its bytes, which no file can hold
+        write_whole(path, text.encode("utf-8", "replace"))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(f"{path} cannot be written: {error.strerror}.", hint="Choose another folder.") from error
 
 

@@ -12,9 +12,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from io import BufferedWriter
+from math import prod
 from pathlib import Path
 
 import torch
@@ -150,29 +150,61 @@ def write_safetensors(
             raise TypeError(f"{name} is {kind}, which safetensors files cannot hold")
     if any(not isinstance(text, str) for pair in (metadata or {}).items() for text in pair):
         raise TypeError("the metadata of a safetensors file is text only")
-    names = sorted(tensors, key=lambda name: (-_ORDER[kinds[name]], name))
+    entries = {name: (kinds[name], tensors[name].shape) for name in tensors}
+    write_stream(path, entries, lambda name: tensors[name].detach().to("cpu", kinds[name]), metadata)
+
+
+def write_stream(
+    path: str | Path,
+    entries: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+    make: Callable[[str], torch.Tensor | memoryview],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a safetensors file whose tensors are made one by one while it is written, complete or absent.
+
+    Args:
+        path: of the file.
+        entries: tensor name -> type and shape in the file.
+        make: gives a tensor of that type and shape, on the CPU, or its bytes; called once for each name, in the order
+            of the file. Nothing made is kept.
+        metadata: the file's text entries.
+
+    Raises:
+        OSError: the disk refuses; an older file of that name is then still whole.
+        ValueError: a tensor was made that is not as `entries` says.
+    """
+    names = sorted(entries, key=lambda name: (-_ORDER[entries[name][0]], name))
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-        handle.write(_header({name: (kinds[name], tensors[name].shape) for name in names}, metadata))
+        handle.write(_header({name: entries[name] for name in names}, metadata))
         for name in names:
-            _write(handle, tensors[name].detach().to("cpu", kinds[name]).contiguous())
+            kind, shape = entries[name]
+            content = _content(make(name), name, kind, torch.Size(shape))
+            if len(content):
+                handle.write(content)
 
 
-def _header(entries: Mapping[str, tuple[torch.dtype, torch.Size]], metadata: Mapping[str, str] | None) -> bytes:
+def _content(made: torch.Tensor | memoryview, name: str, kind: torch.dtype, shape: torch.Size) -> memoryview:
+    """The bytes of what was made. Raises ValueError if they would not fit the header."""
+    if isinstance(made, torch.Tensor):
+        if made.dtype != kind or made.shape != shape:
+            raise ValueError(f"{name} was made as {made.dtype} {list(made.shape)}, announced as {kind} {list(shape)}")
+        made = memoryview(made.contiguous().reshape(-1).view(torch.uint8).numpy()) if made.numel() else memoryview(b"")
+    if len(made) != shape.numel() * kind.itemsize:
+        raise ValueError(f"{name} has {len(made)} bytes, announced were {shape.numel() * kind.itemsize}")
+    return made
+
+
+def _header(entries: Mapping[str, tuple[torch.dtype, Sequence[int]]], metadata: Mapping[str, str] | None) -> bytes:
     """Length and header of a safetensors file whose tensors lie one behind the other in this order."""
     # An empty mapping would still write a metadata block: None leaves it out.
     table: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, (kind, shape) in entries.items():
-        start, end = end, end + shape.numel() * kind.itemsize
+        start, end = end, end + prod(shape) * kind.itemsize
         table[name] = {"dtype": TYPES[kind], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
-
-
-def _write(handle: BufferedWriter, tensor: torch.Tensor) -> None:
-    if tensor.numel():
-        handle.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
 
 
 def write_torch(path: str | Path, content: object) -> None:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("schema", "events"),
-    ("tensorfile",),
+    ("tensorfile", "tensormap"),
     ("models", "networks", "sampling"),
     ("data", "training"),
     ("families",),
@@ -20,6 +20,21 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("train",),
 )
 SCRIPTS = ("tools", "finetune")
+# Scripts that people know under this folder; everybody else in there is a part of the house.
+NETWORK_SCRIPTS = tuple(
+    ROOT / "sd_scripts" / "networks" / f"{name}.py"
+    for name in (
+        "merge_lora",
+        "merge_lora_old",
+        "sdxl_merge_lora",
+        "svd_merge_lora",
+        "extract_lora_from_models",
+        "extract_lora_from_dylora",
+        "resize_lora",
+        "check_lora_weights",
+        "lora_interrogator",
+    )
+)
 APART = ("models", "networks", "sampling")
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "accelerate", "bitsandbytes", "xformers", "pandas"}
 OPTIONAL = {"bitsandbytes", "xformers", "onnxruntime", "lycoris", "wandb", "tensorboard", "deepspeed"}
@@ -62,7 +77,7 @@ def floor(part: str) -> int | None:
 
 def part_of(path: Path) -> str:
     """The part of sd_scripts a file belongs to: `sd_scripts/models/text.py` -> models."""
-    return path.relative_to(ROOT / "sd_scripts").with_suffix("").parts[0]
+    return "tools" if path in NETWORK_SCRIPTS else path.relative_to(ROOT / "sd_scripts").with_suffix("").parts[0]
 
 
 def upward(path: Path) -> list[str]:

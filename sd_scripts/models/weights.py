@@ -7,56 +7,20 @@ model twice, and no tensor that is not asked for (moving averages, say) is ever 
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from io import FileIO
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.headers import Header, HeaderError, identify, read_safetensors_header
+from sd_scripts.schema.headers import Header, HeaderError, read_safetensors_header
+from sd_scripts.tensormap import DTYPES, PICKLES, count_of, read_pickle, tensors_of
 
-PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 KEY = "pretrained_model_name_or_path"
-
-
-class _Ignored:
-    """Stands in for a class of the program that trained a .ckpt; its content is thrown away."""
-
-    def __setstate__(self, state: object) -> None:
-        del state
-
-
-# What Lightning left in the original Stable Diffusion files beside the weights. Only these names are let through, and
-# what they build is empty; anything else in a pickle is refused.
-_HARMLESS: list[tuple[type, str]] = [
-    (_Ignored, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
-    (_Ignored, "pytorch_lightning.callbacks.early_stopping.EarlyStopping"),
-    (_Ignored, "pytorch_lightning.utilities.parsing.AttributeDict"),
-]
-
-
-# The types of safetensors files, by their names there.
-DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
 
 
 class Weights(ABC):
@@ -188,56 +152,12 @@ def open_weights(path: Path, key: str | None = KEY) -> Weights:
     if path.suffix.lower() not in PICKLES:
         return _Safetensors(path, key)
     content = read_pickle(path, key)
-    return _Pickled(_tensors_of(content, path, key), (_count(content, "epoch"), _count(content, "global_step")))
-
-
-def _count(content: Any, name: str) -> int:
-    value = content.get(name) if isinstance(content, dict) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+    return _Pickled(tensors_of(content, path, key), (count_of(content, "epoch"), count_of(content, "global_step")))
 
 
 def read_weights(path: Path, key: str | None = KEY) -> dict[str, Tensor]:
     """All tensors of one weight file in the file's own types. Arguments and errors as `open_weights`."""
     return open_weights(path, key).below("")
-
-
-def read_pickle(path: Path, key: str | None = KEY) -> Any:
-    """What a .ckpt, .pt, .pth or .bin file holds: tensors (mapped where the file is a zip) and plain data.
-
-    Raises:
-        UserError: it is damaged, or wants to run code.
-    """
-    try:
-        with torch.serialization.safe_globals(list(_HARMLESS)):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than weights, and loading it could run foreign code ({_first_line(error)}).",
-            key=key,
-            hint="Convert it to .safetensors with a program you trust, or take a .safetensors version of the model.",
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        facts = identify(str(path))
-        raise UserError(
-            f"{path} cannot be read: {facts.problem or _first_line(error)}.",
-            key=key,
-            hint="Download or copy the file again.",
-        ) from error
-
-
-def _tensors_of(content: Any, path: Path, key: str | None) -> dict[str, Tensor]:
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no table of weights.", key=key)
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise UserError(f"{path} holds no weights.", key=key)
-    return tensors
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def read_part(folder: Path, stems: tuple[str, ...], key: str | None = KEY) -> dict[str, Tensor]:

@@ -61,6 +61,7 @@ class MappedTensors(ABC):
     dtypes: dict[str, torch.dtype]
     metadata: dict[str, str]
     counts: tuple[int, int] = (0, 0)
+    _map: mmap.mmap | None = None
 
     @abstractmethod
     def get(self, name: str) -> Tensor:
@@ -73,9 +74,25 @@ class MappedTensors(ABC):
 
     def forget(self) -> None:
         """Give the memory behind the tensors back to the system; those in use are read again when needed."""
+        if self._map is not None:
+            self._advise("MADV_DONTNEED", 0, len(self._map))
 
     def close(self) -> None:
         """Let the file go. Tensors in use keep it mapped."""
+        if self._map is None:
+            return
+        try:
+            self._map.close()
+        except BufferError:
+            # a tensor still looks into it; the last one lets it go
+            self.forget()
+
+    def _advise(self, advice: str, start: int, length: int) -> None:
+        """Tell the system what is coming, where it listens (Windows does not)."""
+        number = getattr(mmap, advice, None)
+        if number is not None and self._map is not None:
+            page = start - start % mmap.PAGESIZE
+            self._map.madvise(number, page, min(length + start - page, len(self._map) - page))
 
     def __enter__(self) -> MappedTensors:
         return self
@@ -121,30 +138,15 @@ class _Safetensors(MappedTensors):
         dtype, shape = self.dtypes[name], self.shapes[name]
         if not length:
             return torch.empty(shape, dtype=dtype)
+        assert self._map is not None
         self._advise("MADV_WILLNEED", start, length)
         return torch.frombuffer(self._map, dtype=dtype, count=length // dtype.itemsize, offset=start).view(shape)
 
     def raw(self, name: str) -> memoryview:
         start, length = self._places[name]
+        assert self._map is not None
         self._advise("MADV_WILLNEED", start, length)
         return memoryview(self._map)[start : start + length]
-
-    def forget(self) -> None:
-        self._advise("MADV_DONTNEED", 0, len(self._map))
-
-    def _advise(self, advice: str, start: int, length: int) -> None:
-        """Tell the system what is coming, where it listens (Windows does not)."""
-        number = getattr(mmap, advice, None)
-        if number is not None:
-            page = start - start % mmap.PAGESIZE
-            self._map.madvise(number, page, min(length + start - page, len(self._map) - page))
-
-    def close(self) -> None:
-        try:
-            self._map.close()
-        except BufferError:
-            # a tensor still looks into it; the last one lets it go
-            self.forget()
 
 
 class _Pickled(MappedTensors):

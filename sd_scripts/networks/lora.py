@@ -83,15 +83,19 @@ class LoRANetwork(nn.Module):
 
     def _make(self, root: nn.Module, prefix: str, targets: Iterable[str], in_unet: bool) -> list[LoRAModule]:
         made: list[LoRAModule] = []
-        drops = self.drops
         for name, layer in target_layers(root, prefix, tuple(targets)):
             size = self.sizes.of(name, layer, in_unet)
             if size is None or size[0] == 0:
                 continue
-            lora = LoRAModule(name, layer, 1.0, *size, drops.dropout, drops.rank_dropout, drops.module_dropout)
+            lora = self.make_module(name, layer, *size)
             lora.multiplier = self.multiplier
             made.append(lora)
         return made
+
+    def make_module(self, name: str, layer: nn.Module, dim: int, alpha: float) -> LoRAModule:
+        """The module for one layer; networks of a related kind make their own here."""
+        drops = self.drops
+        return LoRAModule(name, layer, 1.0, dim, alpha, drops.dropout, drops.rank_dropout, drops.module_dropout)
 
     @property
     def loras(self) -> list[LoRAModule]:

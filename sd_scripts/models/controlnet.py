@@ -20,6 +20,7 @@ from sd_scripts.models.build import without_marks
 from sd_scripts.models.folder import UNET_STEMS
 from sd_scripts.models.weights import read_part, read_weights
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.unetnames import SD_UNET, UnetShape, unet_table
 
 KEY = "controlnet_model_name_or_path"
 # Whole ControlNet checkpoints of the first release keep the net beside the model that it was trained on.
@@ -30,9 +31,9 @@ _SHARED = ("time_embed.", "input_blocks.", "middle_block.")
 _COMMON = ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim", "down_block_types")
 
 
-def control_table(shape: keymap.UnetShape = keymap.SD_UNET) -> dict[str, str]:
+def control_table(shape: UnetShape = SD_UNET) -> dict[str, str]:
     """Original -> diffusers module paths of a ControlNet."""
-    table = {name: value for name, value in keymap.unet_table(shape).items() if name.startswith(_SHARED)}
+    table = {name: value for name, value in unet_table(shape).items() if name.startswith(_SHARED)}
     table |= {"input_blocks.0.0": "conv_in", "middle_block_out.0": "controlnet_mid_block"}
     table["input_hint_block.0"] = "controlnet_cond_embedding.conv_in"
     for layer in range(HINT_LAYERS):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sd_scripts.models import keymap
+from sd_scripts.schema.unetnames import SD_UNET, UnetShape, unet_table
 
 StateDict = dict[str, Tensor]
 
@@ -74,14 +75,14 @@ def fit_projections(weights: StateDict, *, linear: bool) -> StateDict:
     return fitted
 
 
-def unet_from_original(weights: Mapping[str, Tensor], shape: keymap.UnetShape = keymap.SD_UNET) -> StateDict:
+def unet_from_original(weights: Mapping[str, Tensor], shape: UnetShape = SD_UNET) -> StateDict:
     """Original U-Net names (prefix taken away) -> diffusers' names. Raises UnknownKeysError."""
-    return _renamed(weights, keymap.unet_table(shape))
+    return _renamed(weights, unet_table(shape))
 
 
-def unet_to_original(weights: Mapping[str, Tensor], shape: keymap.UnetShape = keymap.SD_UNET) -> StateDict:
+def unet_to_original(weights: Mapping[str, Tensor], shape: UnetShape = SD_UNET) -> StateDict:
     """diffusers' U-Net names -> original names without prefix. Raises UnknownKeysError."""
-    return _renamed(weights, keymap.inverse(keymap.unet_table(shape)))
+    return _renamed(weights, keymap.inverse(unet_table(shape)))
 
 
 def _vae_attention(weights: StateDict, *, matrices: bool) -> StateDict:

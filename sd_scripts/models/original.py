@@ -14,6 +14,7 @@ from sd_scripts.models.assets import model_config
 from sd_scripts.models.build import Part
 from sd_scripts.models.weights import Weights
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.unetnames import UNET_SHAPES
 
 KEY = "pretrained_model_name_or_path"
 HEAD_WIDTH = 64  # of CLIP's heads and of SD2's U-Net heads; SD1's U-Net has 8 heads at every width
@@ -29,7 +30,7 @@ def unet_part(weights: Weights, version: str, source: str, dtype: torch.dtype) -
         UserError: there is no U-Net, it is one for inpainting or depth, or it has unknown weights.
     """
     found = weights.below(keymap.UNET_PREFIX, dtype)
-    shape = keymap.UNET_SHAPES[version]
+    shape = UNET_SHAPES[version]
     config = model_config(version)["unet"]
     try:
         blocks = [f"input_blocks.{1 + (shape.layers + 1) * level}" for level in range(shape.levels)]

@@ -16,6 +16,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from sd_scripts.models import convert, keymap
 from sd_scripts.models.build import LoadedModel, scheduler_config
 from sd_scripts.models.tokenizer import build_tokenizers
+from sd_scripts.schema.unetnames import UNET_SHAPES
 from sd_scripts.tensorfile import flush_folder, kinds_in_file, write_safetensors, write_torch
 
 TEXT_FOLDERS = ("text_encoder", "text_encoder_2")
@@ -39,7 +40,7 @@ def _weights(model: LoadedModel) -> dict[str, Tensor]:
     if model.version == "sd2":
         unet = convert.fit_projections(unet, linear=True)
     parts = {
-        keymap.UNET_PREFIX: convert.unet_to_original(unet, keymap.UNET_SHAPES[model.version]),
+        keymap.UNET_PREFIX: convert.unet_to_original(unet, UNET_SHAPES[model.version]),
         keymap.VAE_PREFIX: convert.vae_to_original(model.vae.state_dict()),
     }
     for prefix, encoder in zip(keymap.TEXT_PREFIXES[model.version], model.text_encoders, strict=True):

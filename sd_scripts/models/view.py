@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from sd_scripts.models.keymap import UNET_SHAPES, unet_table
+from sd_scripts.schema.unetnames import UNET_SHAPES, unet_table
 
 # Class names that sd-scripts' module tree has where the libraries have others. The time embedding must not look like
 # one: LyCORIS targets its class and, by name, its layers, and then stumbles over the doubled names.

@@ -33,7 +33,7 @@ NOISY, STEPS = _random(2, 4, 8, 8), torch.tensor([10, 900])
 
 
 def test_the_blocks_stand_in_the_order_of_the_original_numbering(tiny_sd1: Path) -> None:
-    from sd_scripts.models.keymap import unet_table
+    from sd_scripts.schema.unetnames import unet_table
 
     model = _load(tiny_sd1)
     paths = {id(module): name for name, module in model.unet.named_modules()}

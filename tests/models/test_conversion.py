@@ -16,6 +16,7 @@ from sd_scripts.models.assets import model_config
 from sd_scripts.models.build import make_projected_text_encoder, make_unet, make_vae
 from sd_scripts.models.loading import load_sdxl
 from sd_scripts.schema.model import ModelOptions
+from sd_scripts.schema.unetnames import UNET_SHAPES
 
 DATA = json.loads((Path(__file__).parent / "data" / "conversion.json").read_text(encoding="utf-8"))
 PREFIX = {"sdxl_te2": "conditioner.embedders.1.model.", "sd2": "cond_stage_model.model."}
@@ -41,7 +42,7 @@ def test_unet_names_of_full_size(family: str) -> None:
         config["use_linear_projection"] = family != "sd2"
     with torch.device("meta"):
         weights = make_unet(config).state_dict()
-    shape = keymap.UNET_SHAPES[version]
+    shape = UNET_SHAPES[version]
     fitted = convert.fit_projections(weights, linear=True) if version == "sd2" else weights
     original = convert.unet_to_original(fitted, shape)
     check_names(original, weights, DATA["unet"][family])

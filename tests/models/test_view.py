@@ -16,9 +16,9 @@ from torch import nn
 from sd_scripts.models import convert
 from sd_scripts.models.assets import model_config
 from sd_scripts.models.build import make_text_encoder, make_text_encoders, make_unet
-from sd_scripts.models.keymap import UNET_SHAPES
 from sd_scripts.models.tiny import build_tiny
 from sd_scripts.models.view import text_view, unet_view
+from sd_scripts.schema.unetnames import UNET_SHAPES
 
 WANT = json.loads((Path(__file__).parent / "data" / "lora_modules.json").read_text(encoding="utf-8"))
 UNET_TARGETS = ("Transformer2DModel", "ResnetBlock2D", "Downsample2D", "Upsample2D")

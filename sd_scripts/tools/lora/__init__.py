@@ -1,0 +1,1 @@
+"""The work of the scripts that make networks out of networks and models."""

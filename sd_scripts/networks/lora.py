@@ -56,6 +56,8 @@ class LoRANetwork(nn.Module):
     Attributes: `text_encoder_loras`, `unet_loras` (modules in creation order), `multiplier`.
     """
 
+    unet_prefix = UNET_PREFIX
+
     def __init__(
         self,
         text_encoder: nn.Module | Sequence[nn.Module] | None,
@@ -75,8 +77,7 @@ class LoRANetwork(nn.Module):
             self.text_encoder_loras += self._make(encoder, prefix, TEXT_ENCODER_TARGETS, False)
         self.unet_loras: list[LoRAModule] = []
         if unet is not None:
-            targets = UNET_TARGETS + (UNET_CONV_TARGETS if self.sizes.with_convolutions else ())
-            self.unet_loras = self._make(unet, UNET_PREFIX, targets, True)
+            self.unet_loras = self._make(unet, self.unet_prefix, self.unet_targets(), True)
         names = [lora.lora_name for lora in self.loras]
         if len(names) != len(set(names)):
             raise ValueError("two layers of the model lead to the same LoRA name")
@@ -91,6 +92,10 @@ class LoRANetwork(nn.Module):
             lora.multiplier = self.multiplier
             made.append(lora)
         return made
+
+    def unet_targets(self) -> tuple[str, ...]:
+        """The classes of the U-Net's blocks whose layers are looked at."""
+        return UNET_TARGETS + (UNET_CONV_TARGETS if self.sizes.with_convolutions else ())
 
     def make_module(self, name: str, layer: nn.Module, dim: int, alpha: float) -> LoRAModule:
         """The module for one layer; networks of a related kind make their own here."""

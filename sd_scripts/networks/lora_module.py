@@ -73,6 +73,8 @@ class LoRAModule(nn.Module):
     """
 
     alpha: Tensor
+    # What the names of the parameters begin with that LoRA+ gives a higher rate.
+    plus = "lora_up"
 
     def __init__(
         self,

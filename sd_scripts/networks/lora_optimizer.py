@@ -21,7 +21,7 @@ def split_plus(loras: Iterable[LoRAModule], ratio: float | None) -> list[tuple[s
     plus: list[nn.Parameter] = []
     for lora in loras:
         for name, parameter in lora.named_parameters():
-            (plus if ratio is not None and name.startswith("lora_up") else usual).append(parameter)
+            (plus if ratio is not None and name.startswith(lora.plus) else usual).append(parameter)
     return [("", 1.0, usual), (" plus", 1.0 if ratio is None else ratio, plus)]
 
 

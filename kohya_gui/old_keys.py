@@ -12,7 +12,6 @@ OTHER_FAMILIES: dict[str, tuple[str, ...]] = {
         "clip_l",
         "discrete_flow_shift",
         "double_blocks_to_swap",
-        "enable_all_linear",
         "flux1_cache_text_encoder_outputs",
         "flux1_cache_text_encoder_outputs_to_disk",
         "flux1_checkbox",

@@ -16,6 +16,10 @@ _NETWORK = Group(
         "network_module",
         "network_args",
         "unit",
+        "init_lora_weights",
+        "rs_lora",
+        "enable_all_linear",
+        "enable_conv",
     ),
 )
 

@@ -27,16 +27,16 @@ from sd_scripts.networks import lycoris_compat
 from sd_scripts.networks.base import ParameterGroup
 from sd_scripts.networks.hashes import with_hashes
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.loratypes import LYCORIS
+from sd_scripts.schema.rules_plugins import NETWORK_MODULES
 from sd_scripts.tensorfile import atomic_path
 
 logger = logging.getLogger(__name__)
 
-REGISTRY = {
-    "networks.lora": "sd_scripts.networks.lora",
-    "sd_scripts.networks.lora": "sd_scripts.networks.lora",
-    lycoris_compat.MODULE: lycoris_compat.MODULE,
-}
-INSTALL_LINES = {lycoris_compat.MODULE: "pip install lycoris-lora==4.1.3"}
+OWN = "sd_scripts."
+# name in a configuration -> module; imported only when it is asked for
+REGISTRY = {name: name if name == LYCORIS or name.startswith(OWN) else OWN + name for name in NETWORK_MODULES}
+INSTALL_LINES = {LYCORIS: "pip install lycoris-lora==4.1.3"}
 REQUIRED_METHODS = ("apply_to", "prepare_optimizer_params", "load_weights", "save_weights")
 
 
@@ -71,7 +71,7 @@ def load_plugin(name: str, allow_plugins: bool = False) -> ModuleType:
 
 def known_names() -> list[str]:
     """The registered names, as they are written in configurations."""
-    return [name for name in REGISTRY if not name.startswith("sd_scripts.")]
+    return [name for name in REGISTRY if not name.startswith(OWN)]
 
 
 def parse_network_args(entries: Sequence[str] | None) -> dict[str, str]:
@@ -177,7 +177,7 @@ class Plugin:
     @property
     def is_lycoris(self) -> bool:
         """Whether this is LyCORIS, which needs some care of its own."""
-        return self.name == lycoris_compat.MODULE
+        return self.name == LYCORIS
 
     def apply(self, train_text_encoder: bool, train_unet: bool) -> None:
         """Put the network into the models. Raises UserError when it found nothing to train."""
@@ -331,6 +331,6 @@ def _mend_hashes(path: Path) -> None:
 
 def _watched(name: str, module: ModuleType, offered: dict[str, Any]) -> AbstractContextManager[None]:
     """Around a call of a plugin: LyCORIS gets its arguments checked and its class left as it was."""
-    if name == lycoris_compat.MODULE:
+    if name == LYCORIS:
         return lycoris_compat.guarded(module, offered)
     return nullcontext()

@@ -4,6 +4,11 @@ from dataclasses import dataclass, replace
 
 from .option import Condition, In
 
+LYCORIS = "lycoris.kohya"
+OWN_NETWORKS = (
+    "networks.lora", "networks.lora_fa", "networks.dylora", "networks.oft", "networks.loha", "networks.lokr",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class LoraType:
@@ -35,20 +40,30 @@ _BLOCKS = _same(
 )  # fmt: skip
 _CONV = _same("conv_dim", "conv_alpha")
 _DROP = _same("rank_dropout", "module_dropout")
+_START = _same("dora_wd", "rs_lora", "init_lora_weights")
 _PRESET = (("LyCORIS_preset", "preset"),)
 _TURN = _same("use_tucker", "rank_dropout_scale", "rescaled", "train_norm") + (("constrain", "constraint"),)
 _SPLIT = _same("use_tucker", "use_scalar", "rank_dropout_scale", "bypass_mode", "dora_wd", "train_norm")
 
 
 def _lycoris(algo: str, args: tuple[tuple[str, str], ...], conv: bool = True) -> LoraType:
-    return LoraType("lycoris.kohya", (f"algo={algo}",), _PRESET + (_CONV if conv else ()) + args + _PLUS)
+    return LoraType(LYCORIS, (f"algo={algo}",), _PRESET + (_CONV if conv else ()) + args + _PLUS)
 
 
 LORA_TYPES: dict[str, LoraType] = {
-    "Standard": LoraType("networks.lora", args=_BLOCKS + _DROP + _PLUS),
-    "Kohya LoCon": LoraType("networks.lora", args=_CONV + _BLOCKS + _DROP + _PLUS),
+    "Standard": LoraType("networks.lora", args=_BLOCKS + _DROP + _PLUS + _START),
+    "Kohya LoCon": LoraType("networks.lora", args=_CONV + _BLOCKS + _DROP + _PLUS + _START),
     "LoRA-FA": LoraType("networks.lora_fa", args=_CONV + _BLOCKS + _DROP),
     "Kohya DyLoRA": LoraType("networks.dylora", args=_CONV + _same("unit") + _PLUS),
+    "Kohya LoHa": LoraType(
+        "networks.loha", args=_CONV + _DROP + _same("use_tucker") + _PLUS, dropout=False, max_norm=False
+    ),
+    "Kohya LoKr": LoraType(
+        "networks.lokr", args=_CONV + _DROP + _same("use_tucker", "factor") + _PLUS, dropout=False, max_norm=False
+    ),
+    "Kohya OFT": LoraType(
+        "networks.oft", args=_same("enable_all_linear", "enable_conv"), dropout=False, max_norm=False
+    ),
     "LyCORIS/LoCon": _lycoris("locon", _DROP + _SPLIT),
     "LyCORIS/LoHa": _lycoris("loha", _DROP + _SPLIT),
     "LyCORIS/LoKr": _lycoris("lokr", _DROP + _SPLIT + _same("factor", "use_cp", "decompose_both")),

@@ -1,6 +1,6 @@
 """The small network that is trained on top of the model: a LoRA or one of its relatives."""
 
-from .loratypes import WITH_MAX_NORM, WITH_RANK, WITH_WEIGHTS, Offers
+from .loratypes import LYCORIS, OWN_NETWORKS, WITH_MAX_NORM, WITH_RANK, WITH_WEIGHTS, Offers
 from .option import All, Given, Is, option, section
 
 
@@ -13,14 +13,14 @@ class NetworkOptions:
         "Python module of the network: networks.lora for a LoRA, lycoris.kohya for LyCORIS. The page sets it from the "
         "LoRA type.",
         label="Network module",
-        choices=("networks.lora", "lycoris.kohya"),
+        choices=(*OWN_NETWORKS, LYCORIS),
         custom=True,
         when=Is("LoRA_type", "Custom"),
     )
     network_dim: int | None = option(
         None,
         "Rank: the size of the network. 8 to 32 is usual; more can learn more detail, makes a larger file and learns "
-        "the pictures by heart sooner.",
+        "the pictures by heart sooner. Kohya OFT: into how many blocks each layer is cut; more make a smaller file.",
         label="Rank",
         minimum=1,
         maximum=100000,
@@ -32,7 +32,7 @@ class NetworkOptions:
         1,
         "Strength of the network is alpha divided by rank. Half the rank or the rank itself is usual; changing it "
         "needs another learning rate. "
-        "0 means the rank itself.",
+        "0 means the rank itself. Kohya OFT: how far the blocks may turn.",
         label="Alpha",
         minimum=0,
         step=0.5,

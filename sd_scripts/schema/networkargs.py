@@ -6,6 +6,9 @@ from .option import option, section
 PRESETS = ("attn-mlp", "attn-only", "full", "full-lin", "unet-transformer-only", "unet-convblock-only")
 
 
+START_WEIGHTS = ("default", "pissa")
+
+
 @section("LoRA", target="network_args")
 class NetworkArgsOptions:
     """The kind of LoRA and its own settings."""
@@ -92,20 +95,20 @@ class NetworkArgsOptions:
     )
     down_lr_weight: str | None = option(
         None,
-        "Learning-rate factors of the 12 blocks on the way down, separated by commas, or a curve: cosine, sine, "
-        "linear, reverse_linear, zeros (+0.25 lifts it).",
+        "Learning-rate factors of the blocks on the way down (SD 12, SDXL 9), separated by commas, or a curve: cosine, "
+        "sine, linear, reverse_linear, zeros (+0.25 lifts it).",
         label="Rates of the down blocks",
         when=Offers("down_lr_weight"),
     )
     mid_lr_weight: str | None = option(
         None,
-        "Learning-rate factor of the middle block.",
+        "Learning-rate factor of the middle block; for SDXL those of its 3 parts, separated by commas.",
         label="Rate of the middle block",
         when=Offers("mid_lr_weight"),
     )
     up_lr_weight: str | None = option(
         None,
-        "Learning-rate factors of the 12 blocks on the way up, as for the down blocks.",
+        "Learning-rate factors of the blocks on the way up (SD 12, SDXL 9), as for the down blocks.",
         label="Rates of the up blocks",
         when=Offers("up_lr_weight"),
     )
@@ -119,25 +122,25 @@ class NetworkArgsOptions:
     )
     block_dims: str | None = option(
         None,
-        "Ranks of the 25 blocks, separated by commas. For people who know what each block does.",
+        "Ranks of the blocks (SD 25, SDXL 23), separated by commas. For people who know what each block does.",
         label="Ranks of the blocks",
         when=Offers("block_dims"),
     )
     block_alphas: str | None = option(
         None,
-        "Alphas of the 25 blocks, separated by commas.",
+        "Alphas of the blocks (SD 25, SDXL 23), separated by commas.",
         label="Alphas of the blocks",
         when=Offers("block_alphas"),
     )
     conv_block_dims: str | None = option(
         None,
-        "Convolution ranks of the 25 blocks, separated by commas.",
+        "Convolution ranks of the blocks (SD 25, SDXL 23), separated by commas.",
         label="Convolution ranks of the blocks",
         when=Offers("conv_block_dims"),
     )
     conv_block_alphas: str | None = option(
         None,
-        "Convolution alphas of the 25 blocks, separated by commas.",
+        "Convolution alphas of the blocks (SD 25, SDXL 23), separated by commas.",
         label="Convolution alphas of the blocks",
         when=Offers("conv_block_alphas"),
     )
@@ -201,6 +204,33 @@ class NetworkArgsOptions:
         "DoRA: train length and direction of the weights apart. Closer to full training, slower.",
         label="DoRA",
         when=Offers("dora_wd"),
+    )
+    rs_lora: bool = option(
+        False,
+        "rsLoRA: divide alpha by the root of the rank, so that large ranks learn as strongly as small ones. With "
+        "rank 64 that is 8 times as strong: choose a smaller alpha or rate.",
+        label="rsLoRA",
+        when=Offers("rs_lora"),
+    )
+    init_lora_weights: str = option(
+        "default",
+        "What the network starts as: default changes nothing at first; pissa starts from the strongest parts of the "
+        "base model's weights and learns faster, and the file has twice the rank.",
+        label="Start of the weights",
+        choices=START_WEIGHTS,
+        when=Offers("init_lora_weights"),
+    )
+    enable_all_linear: bool = option(
+        False,
+        "OFT: turn every linear layer of the transformers, not only the attention.",
+        label="All linear layers",
+        when=Offers("enable_all_linear"),
+    )
+    enable_conv: bool = option(
+        False,
+        "OFT: turn the convolutions too.",
+        label="Convolutions too",
+        when=Offers("enable_conv"),
     )
     train_norm: bool = option(
         False,

@@ -1,18 +1,8 @@
-"""Rules over model, pictures, captions and network."""
+"""Rules over model, pictures and captions."""
 
 from .errors import UserError
 from .finding import Finding, Rule, Values, error, rule, warning
-from .loratypes import LORA_TYPES
 from .values import parse_face_crop_range, parse_resolution
-
-_COMING = ("networks.lora_fa", "networks.dylora", "networks.oft", "networks.loha", "networks.lokr")
-_OTHER_MODELS = (
-    "networks.lora_sd3", "networks.lora_flux", "networks.oft_flux", "networks.lora_lumina",
-    "networks.lora_hunyuan_image", "networks.lora_anima",
-)  # fmt: skip
-_CURVES = ("cosine", "sine", "linear", "reverse_linear", "zeros")
-_BLOCKS = 25
-_HALF_BLOCKS = 12
 
 
 @rule()
@@ -219,53 +209,6 @@ def clip_skip_in_v2(values: Values) -> Finding | None:
     return warning("clip_skip", f"CLIP skip is unusual for {name}, which already skips a layer.", "Leave it at 1.")
 
 
-@rule("network_module", "LoRA_type")
-def network_module(values: Values) -> Finding | None:
-    """There is a network module that this program has."""
-    module = values["network_module"]
-    if not module:
-        return error("network_module", "The network module is missing.", "networks.lora is the usual LoRA.")
-    key = (
-        "LoRA_type"
-        if values["LoRA_type"] != "Custom" and LORA_TYPES[values["LoRA_type"]].module == module
-        else "network_module"
-    )
-    if module in _COMING:
-        return error(key, f"{module} is not part of this version.", "networks.lora and lycoris.kohya are.")
-    if module in _OTHER_MODELS:
-        return error(
-            key,
-            f"{module} is for another family of models.",
-            "networks.lora and lycoris.kohya work with Stable Diffusion.",
-        )
-    return None
-
-
-@rule("dim_from_weights")
-def rank_from_file(values: Values) -> Finding | None:
-    """The rank can only come from a file that is given."""
-    if values["dim_from_weights"] and not values["network_weights"]:
-        return error(
-            "dim_from_weights",
-            "There is no LoRA file to take the rank from.",
-            "Give network_weights, or switch this off.",
-        )
-    return None
-
-
-@rule("base_weights")
-def merged_strengths(values: Values) -> Finding | None:
-    """Not more strengths than files."""
-    files, strengths = values["base_weights"] or [], values["base_weights_multiplier"] or []
-    if len(strengths) > len(files):
-        return error(
-            "base_weights_multiplier",
-            f"There are {len(strengths)} strengths for {len(files)} LoRAs merged first.",
-            "Give one for each.",
-        )
-    return None
-
-
 @rule()
 def pairs(values: Values) -> Finding | None:
     """Lists of settings consist of name=value."""
@@ -280,47 +223,8 @@ def pairs(values: Values) -> Finding | None:
     return None
 
 
-@rule("network_alpha")
-def strong_alpha(values: Values) -> Finding | None:
-    """An alpha above the rank strengthens the network."""
-    rank, alpha = values["network_dim"], values["network_alpha"]
-    if rank and alpha > rank:
-        return warning(
-            "network_alpha",
-            f"Alpha {alpha:g} above rank {rank} makes the network learn {alpha / rank:g} times as fast.",
-            "The rank or half of it is usual.",
-        )
-    return None
-
-
-@rule("block_dims")
-def block_lists(values: Values) -> Finding | None:
-    """Lists for blocks hold one number for each block."""
-    for key in ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas"):
-        if values[key] and not values["sdxl"] and len(_numbers(values[key])) != _BLOCKS:
-            return error(
-                key, f"{key} holds {len(_numbers(values[key]))} numbers, but must hold {_BLOCKS}, separated by commas."
-            )
-    for key in ("down_lr_weight", "up_lr_weight"):
-        text = values[key]
-        if (
-            text
-            and not values["sdxl"]
-            and text.split("+")[0].strip() not in _CURVES
-            and len(_numbers(text)) != _HALF_BLOCKS
-        ):
-            return warning(
-                key, f"{key} holds {len(_numbers(text))} numbers instead of {_HALF_BLOCKS}; missing ones count as 1."
-            )
-    return None
-
-
-def _numbers(text: str) -> list[str]:
-    return text.split(",")
-
-
 RULES: tuple[Rule, ...] = (
     needs_model, needs_pictures, needs_resolution, bucket_range, bucket_steps, face_crop, cache_or_augment,
     description_or_folders, metadata_and_regularisation, foreign_dataset, masks, idle_workers, velocity_without_v2,
-    clip_skip_in_v2, network_module, rank_from_file, merged_strengths, pairs, strong_alpha, block_lists,
+    clip_skip_in_v2, pairs,
 )  # fmt: skip

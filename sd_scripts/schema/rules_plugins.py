@@ -6,13 +6,15 @@ A saved form or a TOML file may come from anybody, and importing a module runs i
 from collections.abc import Collection
 
 from .finding import Finding, Rule, Values, error, rule
+from .loratypes import LYCORIS, OWN_NETWORKS
 
 OPTIMIZER_PACKAGES = (
     "torch", "transformers", "bitsandbytes", "lion_pytorch", "dadaptation", "prodigyopt", "prodigyplus", "schedulefree",
     "pytorch_optimizer", "came_pytorch",
 )  # fmt: skip
 SCHEDULER_PACKAGES = ("torch", "transformers", "diffusers", "pytorch_optimizer")
-NETWORK_MODULES = ("networks.lora", "sd_scripts.networks.lora", "lycoris.kohya")
+# as people write them, and by their full path
+NETWORK_MODULES = (*OWN_NETWORKS, LYCORIS, *(f"sd_scripts.{name}" for name in OWN_NETWORKS))
 
 
 def _foreign(values: Values, key: str, known: bool, allowed: Collection[str]) -> Finding | None:
@@ -43,7 +45,8 @@ def foreign_scheduler(values: Values) -> Finding | None:
 def foreign_network(values: Values) -> Finding | None:
     """A network's module is one of those that are known."""
     module = str(values["network_module"] or "")
-    return _foreign(values, "network_module", not module or module in NETWORK_MODULES, NETWORK_MODULES)
+    known = not module or module in NETWORK_MODULES
+    return _foreign(values, "network_module", known, (*OWN_NETWORKS, LYCORIS))
 
 
 RULES: tuple[Rule, ...] = (foreign_optimizer, foreign_scheduler, foreign_network)

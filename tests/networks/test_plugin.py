@@ -148,5 +148,13 @@ def test_network_args() -> None:
 
 
 def test_names() -> None:
-    assert known_names() == ["networks.lora", "lycoris.kohya"]
+    assert known_names() == [
+        "networks.lora",
+        "networks.lora_fa",
+        "networks.dylora",
+        "networks.oft",
+        "networks.loha",
+        "networks.lokr",
+        "lycoris.kohya",
+    ]
     assert load_plugin("networks.lora").__name__ == "sd_scripts.networks.lora"

@@ -4,7 +4,7 @@ from typing import Any
 
 from network_rule_cases_more import MORE_CASES
 
-from sd_scripts.schema import rules_data, rules_sdxl
+from sd_scripts.schema import rules_data, rules_network, rules_sdxl
 
 Values = dict[str, Any]
 
@@ -149,29 +149,28 @@ CASES: list[tuple[Any, str, str | None, Values, Values]] = [
         {"sdxl": True},
     ),
     (
-        rules_data.network_module,
+        rules_network.network_module,
         "error",
         "network_module",
         {"LoRA_type": "Custom"},
         {"LoRA_type": "Custom", "network_module": "networks.lora"},
     ),
-    (rules_data.network_module, "error", "LoRA_type", {"LoRA_type": "LoRA-FA"}, {"LoRA_type": "LyCORIS/LoHa"}),
     (
-        rules_data.network_module,
+        rules_network.network_module,
         "error",
         "network_module",
         {"network_module": "networks.lora_flux"},
         {"network_module": "my.own"},
     ),
     (
-        rules_data.rank_from_file,
+        rules_network.rank_from_file,
         "error",
         "dim_from_weights",
         {"dim_from_weights": True},
         {"dim_from_weights": True, "network_weights": "a.safetensors"},
     ),
     (
-        rules_data.merged_strengths,
+        rules_network.merged_strengths,
         "error",
         "base_weights_multiplier",
         {"base_weights_multiplier": [1.0]},
@@ -180,13 +179,75 @@ CASES: list[tuple[Any, str, str | None, Values, Values]] = [
     (rules_data.pairs, "error", "network_args", {"network_args": ["conv_dim", "4"]}, {"network_args": ["conv_dim=4"]}),
     (rules_data.pairs, "error", "optimizer_args", {"optimizer_args": ["=1"]}, {"optimizer_args": ["a=b=c"]}),
     (
-        rules_data.strong_alpha,
+        rules_network.strong_alpha,
         "warning",
         "network_alpha",
         {"network_dim": 4, "network_alpha": 8.0},
         {"network_dim": 8, "network_alpha": 8.0},
     ),
-    (rules_data.block_lists, "error", "block_dims", {"block_dims": "1,2"}, {"block_dims": ",".join("4" * 25)}),
-    (rules_data.block_lists, "warning", "down_lr_weight", {"down_lr_weight": "1,2"}, {"down_lr_weight": "cosine+.25"}),
+    (rules_network.block_lists, "error", "block_dims", {"block_dims": "1,2"}, {"block_dims": ",".join("4" * 25)}),
+    (
+        rules_network.block_lists,
+        "error",
+        "conv_block_alphas",
+        {"sdxl": True, "conv_block_alphas": ",".join("4" * 25)},
+        {"sdxl": True, "conv_block_alphas": ",".join("4" * 23)},
+    ),
+    (
+        rules_network.block_lists,
+        "warning",
+        "up_lr_weight",
+        {"sdxl": True, "up_lr_weight": ",".join("1" * 12)},
+        {"sdxl": True, "up_lr_weight": ",".join("1" * 9)},
+    ),
+    (
+        rules_network.middle_rates,
+        "warning",
+        "mid_lr_weight",
+        {"mid_lr_weight": "1,2,3"},
+        {"mid_lr_weight": "1,2,3", "sdxl": True},
+    ),
+    (
+        rules_network.whole_units,
+        "error",
+        "unit",
+        {"LoRA_type": "Kohya DyLoRA", "network_dim": 8, "unit": 3},
+        {"LoRA_type": "Kohya DyLoRA", "network_dim": 8, "unit": 4},
+    ),
+    (
+        rules_network.nothing_for_words,
+        "error",
+        "network_train_text_encoder_only",
+        {"LoRA_type": "Kohya OFT", "network_train_text_encoder_only": True},
+        {"LoRA_type": "Kohya LoHa", "network_train_text_encoder_only": True},
+    ),
+    (
+        rules_network.principal_start_from_file,
+        "error",
+        "dim_from_weights",
+        {"init_lora_weights": "pissa", "dim_from_weights": True, "network_weights": "a"},
+        {"init_lora_weights": "pissa", "network_weights": "a"},
+    ),
+    (
+        rules_network.principal_start_and_norms,
+        "error",
+        "scale_weight_norms",
+        {"init_lora_weights": "pissa", "scale_weight_norms": 1.0},
+        {"init_lora_weights": "pissa", "scale_weight_norms": None},
+    ),
+    (
+        rules_network.stabilised_rank_from_file,
+        "warning",
+        "rs_lora",
+        {"rs_lora": True, "dim_from_weights": True, "network_weights": "a"},
+        {"rs_lora": True, "network_weights": "a"},
+    ),
+    (
+        rules_network.block_lists,
+        "warning",
+        "down_lr_weight",
+        {"down_lr_weight": "1,2"},
+        {"down_lr_weight": "cosine+.25"},
+    ),
     *MORE_CASES,
 ]

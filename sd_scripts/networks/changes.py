@@ -63,9 +63,9 @@ def kind_of(tensor_names: Collection[str], *, axes: int = 3, module: str = "") -
 
 
 def scale_of(tensors: Mapping[str, Tensor], rank: int) -> float:
-    """alpha / rank; 1 where alpha is missing or 0."""
+    """alpha / rank, 1 where alpha is missing or 0; times the strength that old LyCORIS files keep apart."""
     alpha = float(tensors["alpha"]) if "alpha" in tensors else 0.0
-    return (alpha or rank) / rank
+    return (alpha or rank) / rank * (float(tensors["scalar"]) if "scalar" in tensors else 1.0)
 
 
 def changed(

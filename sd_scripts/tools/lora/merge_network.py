@@ -1,0 +1,240 @@
+"""LoRA files merged into one LoRA file.
+
+A module of the result stands for the sum of strength * alpha / rank * up x down of its sources. Side by side
+(`concat`) it is exactly that; else it is the nearest product of the largest rank among the sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import copysign, sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sd_scripts.networks.changes import DORA, Misfit, factors
+from sd_scripts.schema.errors import UserError
+from sd_scripts.tools.common import Ticker, say
+from sd_scripts.tools.lora.merge import NAMED, Source, require_one_family
+from sd_scripts.tools.report import report
+
+if TYPE_CHECKING:
+    from sd_scripts.networks.netfile import NetworkFile
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source's share of a module: `strength * scale * up @ down`.
+
+    Attributes:
+        up: [out, rank].
+        down: [rank, in] or [rank, in, kh, kw].
+        scale: alpha / rank.
+        strength: of the source.
+        axes: of the tensors in the file, 2 or 4.
+    """
+
+    up: Tensor
+    down: Tensor
+    scale: float
+    strength: float
+    axes: int
+
+    @property
+    def rank(self) -> int:
+        """Rank of the share."""
+        return len(self.down)
+
+    def weighted(self, base: float) -> tuple[Tensor, Tensor]:
+        """The factors [out, rank] and [rank, in * kh * kw] with everything but the scale `base` in them."""
+        share = self.strength * self.scale / base
+        root = sqrt(abs(share))
+        return self.up * copysign(root, share), self.down.flatten(1) * root
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How LoRA files are merged.
+
+    Attributes:
+        precision: format that the result is rounded to.
+        saving: format of the file.
+        concat: side by side.
+        shuffle: seed of a random order of the ranks; None for none.
+        legacy: as sd-scripts did it.
+        bare: without modelspec notes.
+    """
+
+    precision: torch.dtype
+    saving: torch.dtype
+    concat: bool = False
+    shuffle: int | None = None
+    legacy: bool = False
+    bare: bool = False
+
+
+def merge_networks(sources: Sequence[Source], target: Path, settings: Settings) -> None:
+    """Write the LoRA that the sources make together, complete or not at all.
+
+    Raises:
+        UserError: a source is no plain LoRA, or the sources do not fit one another.
+    """
+    require_one_family(sources)
+    _require_lora(sources)
+    modules = list(dict.fromkeys(module for source in sources for module in source.file))
+    tensors: Tensors = {}
+    kept, whole = 0.0, 0.0
+    order = torch.Generator().manual_seed(settings.shuffle or 0)
+    ticker = Ticker("modules", len(modules))
+    for number, module in enumerate(modules):
+        ticker.at(number)
+        parts = _parts(sources, module)
+        if settings.legacy:
+            up, down, alpha = legacy_merged(parts, module, settings.concat)
+        else:
+            up, down, alpha, share, all_of_it = merged(parts, settings.concat)
+            kept, whole = kept + share, whole + all_of_it
+        if settings.shuffle is not None:
+            turned = torch.randperm(len(down), generator=order)
+            up, down = up[:, turned], down[turned]
+        tensors |= named(module, up, down, alpha, parts[0], settings)
+    report.phase("modules", len(modules), len(modules))
+    if kept < whole * (1 - 1e-6):
+        share = sqrt(kept / whole)
+        say(f"the result holds {share:.1%} of the sum (Frobenius norm); --concat would hold all of it")
+    save(tensors, [source.file for source in sources], target, bare=settings.bare)
+    say(f"{len(modules)} modules written to {target}")
+
+
+def _require_lora(sources: Sequence[Source]) -> None:
+    for source in sources:
+        file = source.file
+        other = next((module for module in file if file.kind(module) != "lora"), None)
+        decomposed = next((module for module in file if DORA in file.modules[module]), None)
+        if other is None and decomposed is None:
+            continue
+        what = file.kind(other) if other else "decomposed (DoRA)"
+        raise UserError(
+            f"{file.path} is no plain LoRA: {other or decomposed} is {what}.",
+            "models",
+            "Merge it into a model with --sd_model; svd_merge_lora.py takes LoHa, LoKr and full files, too.",
+        )
+
+
+def _parts(sources: Sequence[Source], module: str) -> list[Part]:
+    """The shares of the sources that have the module. Raises UserError if they do not fit one another."""
+    found: list[Part] = []
+    for source in sources:
+        if module not in source.file.modules:
+            continue
+        tensors = source.tensors(module)
+        try:
+            up, down, scale = factors({name: value.float() for name, value in tensors.items()})
+        except Misfit as error:
+            raise UserError(f"{source.file.path}: {module} {error}.", "models") from error
+        part = Part(up, down, scale, source.strength(module), tensors["lora_down.weight"].dim())
+        if found and (len(up), down[0].numel()) != (len(found[0].up), found[0].down[0].numel()):
+            sizes = " and ".join(f"{len(one.up)} x {one.down[0].numel()}" for one in (found[0], part))
+            raise UserError(
+                f"{source.file.path}: {module} changes a layer of another size than in the file before ({sizes}).",
+                "models",
+                "The networks are for different models.",
+            )
+        found.append(part)
+        source.file.forget()
+    return found
+
+
+def merged(parts: Sequence[Part], concat: bool) -> tuple[Tensor, Tensor, float, float, float]:
+    """Up [out, rank], down [rank, in * kh * kw], alpha, and the squared norms of the result and of the whole sum.
+
+    The scale alpha / rank stays that of the first source, so that its factors are not touched at strength 1.
+    """
+    from sd_scripts.tools.lora.svd import decompose_product
+
+    base = parts[0].scale
+    pairs = [part.weighted(base) for part in parts]
+    up, down = torch.cat([pair[0] for pair in pairs], dim=1), torch.cat([pair[1] for pair in pairs])
+    rank = len(down) if concat else min(max(part.rank for part in parts), len(down))
+    if len(parts) == 1 or concat:
+        return up, down, base * rank, 0.0, 0.0
+    found = decompose_product(up, down)
+    squares = found.values.double().square()
+    whole, kept = float(squares.sum()), float(squares[:rank].sum())
+    cut = found.cut(rank)
+    # Both factors of like size, as training leaves them: half of every singular value in each.
+    root = cut.values.sqrt()
+    left, right = cut.up / torch.where(root > 0, root, 1.0), cut.down * root[:, None]
+    missing = rank - cut.rank
+    if missing > 0:
+        left = torch.cat([left, left.new_zeros(len(left), missing)], dim=1)
+        right = torch.cat([right, right.new_zeros(missing, right.shape[1])])
+    return left, right, base * rank, kept, whole
+
+
+def legacy_merged(parts: Sequence[Part], module: str, concat: bool) -> tuple[Tensor, Tensor, float]:
+    """The same as sd-scripts did: factors times the ratio, added or side by side, with the alpha of the first.
+
+    Raises:
+        UserError: the ranks differ, where factors are to be added.
+    """
+    alpha = parts[0].scale * parts[0].rank
+    ups, downs = [], []
+    for part in parts:
+        root = sqrt(part.scale * part.rank / alpha)
+        ups.append(part.up * (root * abs(part.strength)))
+        downs.append(part.down.flatten(1) * (root * part.strength))
+    if concat:
+        return torch.cat(ups, dim=1), torch.cat(downs), alpha
+    if len({part.rank for part in parts}) > 1:
+        ranks = " and ".join(str(rank) for rank in sorted({part.rank for part in parts}))
+        raise UserError(
+            f"{module} has the ranks {ranks}; the old way cannot add these.",
+            "legacy",
+            "Leave out --legacy, or give --concat.",
+        )
+    return torch.stack(ups).sum(0), torch.stack(downs).sum(0), alpha
+
+
+def named(module: str, up: Tensor, down: Tensor, alpha: float, like: Part, settings: Settings) -> Tensors:
+    """The tensors of a module in the shapes of the file that it came from, rounded once."""
+    if like.axes == 4:
+        up, down = up[:, :, None, None], down.view(len(down), *like.down.shape[1:], *([1] * (4 - like.down.dim())))
+    values = {"alpha": torch.tensor(alpha), "lora_down.weight": down, "lora_up.weight": up}
+    return {
+        f"{module}.{part}": value.to(settings.precision).to(settings.saving).contiguous()
+        for part, value in values.items()
+    }
+
+
+def save(
+    tensors: Tensors, files: Sequence[NetworkFile], target: Path, *, bare: bool, arguments: str | None = None
+) -> None:
+    """Write a LoRA file with notes and hashes. Raises UserError for a value that its format cannot hold."""
+    from sd_scripts.tensorfile import write_safetensors, write_torch
+    from sd_scripts.tools.lora.notes import hashed, kind_of_files, network_notes, same, spec_notes
+
+    bad = [name for name, value in tensors.items() if not bool(torch.isfinite(value.float().sum()))]
+    if bad:
+        raise UserError(
+            f"The result is too large for its number format ({', '.join(bad[:NAMED])}).",
+            "save_precision",
+            "Choose bf16 or float, or lower ratios.",
+        )
+    if target.suffix != ".safetensors":
+        with report.writing(target):
+            write_torch(target, tensors)
+        return
+    downs = {name: len(value) for name, value in tensors.items() if name.endswith("lora_down.weight")}
+    alphas = [float(value) for name, value in tensors.items() if name.endswith(".alpha")]
+    notes = network_notes(files, dim=same(downs.values()), alpha=same(alphas), arguments=arguments)
+    metadata = hashed(tensors, notes)
+    if not bare:
+        metadata |= spec_notes(target, kind_of_files(files), [file.path for file in files])
+    with report.writing(target):
+        write_safetensors(target, tensors, metadata)

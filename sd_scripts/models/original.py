@@ -12,6 +12,7 @@ from torch import Tensor
 from sd_scripts.models import convert, keymap
 from sd_scripts.models.assets import model_config
 from sd_scripts.models.build import Part
+from sd_scripts.models.module_names import is_ballast
 from sd_scripts.models.weights import Weights
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.unetnames import UNET_SHAPES
@@ -156,19 +157,7 @@ def ballast(weights: Weights, version: str) -> dict[str, Tensor]:
     The text encoders' odds and ends and the schedule's numbers. Moving averages of an earlier training are left out,
     since they would not fit the weights that are saved.
     """
-    return weights.take([name for name in weights.shapes if _is_ballast(name, version)])
-
-
-def _is_ballast(name: str, version: str) -> bool:
-    prefix = next((prefix for prefix in keymap.TEXT_PREFIXES[version] if name.startswith(prefix)), "")
-    if not prefix:
-        return "." not in name or name.startswith("denoiser.")
-    parts = name[len(prefix) :].split(".")
-    if version == "sdxl" and parts == ["text_projection"]:
-        return False
-    layer = int(parts[2]) if parts[:2] == ["transformer", "resblocks"] else 0
-    unused = version == "sd2" and layer >= model_config(version)["text_encoder"]["num_hidden_layers"]
-    return unused or any(part in convert.IGNORED_TEXT_KEYS for part in parts)
+    return weights.take([name for name in weights.shapes if is_ballast(name, version)])
 
 
 def _named(

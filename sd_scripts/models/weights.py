@@ -166,12 +166,18 @@ def read_part(folder: Path, stems: tuple[str, ...], key: str | None = KEY) -> di
 
 
 def open_part(folder: Path, stems: tuple[str, ...], key: str | None = KEY) -> Weights:
-    """The weights of one part of a diffusers folder: whole or in shards, full or half precision, new or old format.
+    """The weights of one part of a diffusers folder: whole or in shards. Arguments and errors as `part_files`."""
+    files = [open_weights(path, key) for path in part_files(folder, stems, key)]
+    return files[0] if len(files) == 1 else _Shards(files)
+
+
+def part_files(folder: Path, stems: tuple[str, ...], key: str | None = KEY) -> list[Path]:
+    """The weight files of one part of a diffusers folder: one or its shards, full or half precision, new or old format.
 
     Full precision is preferred to a variant ("fp16"), safetensors to a pickle.
 
     Raises:
-        UserError: there is no weight file, or it cannot be read.
+        UserError: there is no weight file, or the index of the shards cannot be read.
     """
     for suffix in (".safetensors", ".bin"):
         for variant in ("", ".fp16", ".bf16"):
@@ -180,10 +186,10 @@ def open_part(folder: Path, stems: tuple[str, ...], key: str | None = KEY) -> We
                 older_index = folder / f"{stem}{variant}{suffix}.index.json"
                 for shards in (index, older_index):
                     if shards.is_file():
-                        return _open_shards(shards, key)
+                        return _shards(shards, key)
                 whole = folder / f"{stem}{variant}{suffix}"
                 if whole.is_file():
-                    return open_weights(whole, key)
+                    return [whole]
     raise UserError(
         f"{folder} holds no weights ({stems[0]}.safetensors or .bin).",
         key=key,
@@ -191,9 +197,9 @@ def open_part(folder: Path, stems: tuple[str, ...], key: str | None = KEY) -> We
     )
 
 
-def _open_shards(index: Path, key: str | None) -> Weights:
+def _shards(index: Path, key: str | None) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [index.parent / name for name in sorted(names)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is damaged: {error}.", key=key, hint="Download or copy it again.") from error
-    return _Shards([open_weights(index.parent / name, key) for name in sorted(names)])

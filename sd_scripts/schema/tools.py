@@ -147,13 +147,6 @@ class PreparePresetsOptions:
     )
 
 
-@section("Show metadata")
-class ShowMetadataOptions:
-    """Print what is noted in the header of a .safetensors file."""
-
-    model: str = option(None, "The .safetensors file.", kind="file")
-
-
 @section("Latent upscaler")
 class LatentUpscalerOptions:
     """Double the size of pictures by a network that works on their latents."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.headers import HeaderError, read_safetensors_header
-from sd_scripts.schema.tools import ShowMetadataOptions
+from sd_scripts.schema.tools_inspect import ShowMetadataOptions
 from sd_scripts.tools.common import run, say
 
 PROG = "show_metadata.py"

@@ -12,25 +12,10 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sd_scripts.models.assets import model_config
+from sd_scripts.models.part import Origin, Part
 from sd_scripts.schema.errors import UserError
 
 TextEncoder: TypeAlias = CLIPTextModel | CLIPTextModelWithProjection
-
-
-@dataclass
-class Origin:
-    """What a model's source held beside the weights that are trained; written back when the model is saved.
-
-    Attributes:
-        ballast: entries of an original single file that no module has (position numbers, the schedule, the last layer
-            of SD2's text encoder), by their names there; None when the model came from a diffusers folder.
-        epoch: counted by earlier trainings, as a .ckpt says.
-        step: the same in steps.
-    """
-
-    ballast: dict[str, Tensor] | None = None
-    epoch: int = 0
-    step: int = 0
 
 
 @dataclass
@@ -148,14 +133,6 @@ def _fill_buffers(module: nn.Module) -> None:
             if name != "position_ids":
                 raise RuntimeError(f"buffer {name} of {type(owner).__name__} has no value")
             owner.register_buffer(name, torch.arange(buffer.shape[-1]).expand(tuple(buffer.shape)), persistent=False)
-
-
-@dataclass
-class Part:
-    """A part of a model before it becomes a module: its configuration and its weights by diffusers' names."""
-
-    config: dict[str, Any]
-    weights: dict[str, Tensor]
 
 
 def filled(make: Callable[[Mapping[str, Any]], Any], part: Part, what: str, source: str) -> Any:

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from sd_scripts.models import convert
-from sd_scripts.models.build import Part
 from sd_scripts.models.original import KEY, check_channels
-from sd_scripts.models.weights import open_part
+from sd_scripts.models.part import Part
+from sd_scripts.models.weights import Opener, open_part
 from sd_scripts.schema.errors import UserError
 
 UNET_STEMS = ("diffusion_pytorch_model",)
@@ -36,14 +34,14 @@ def read_config(folder: Path, name: str = "config.json", key: str | None = KEY) 
     return value
 
 
-def unet_part(folder: Path, dtype: torch.dtype | None = None) -> Part:
+def unet_part(folder: Path, dtype: torch.dtype | None = None, opener: Opener | None = None) -> Part:
     """The U-Net of a diffusers folder, read as `dtype`. Raises UserError."""
     config = read_config(folder / "unet")
     check_channels(config.get("in_channels", 4), str(folder))
-    return Part(config, open_part(folder / "unet", UNET_STEMS).below("", dtype))
+    return Part(config, open_part(folder / "unet", UNET_STEMS, opener=opener).below("", dtype))
 
 
-def text_part(folder: Path, number: int = 1, dtype: torch.dtype | None = None) -> Part:
+def text_part(folder: Path, number: int = 1, dtype: torch.dtype | None = None, opener: Opener | None = None) -> Part:
     """A text encoder of a diffusers folder, whichever transformers version wrote it; `number` counts from 1.
 
     Raises:
@@ -54,7 +52,7 @@ def text_part(folder: Path, number: int = 1, dtype: torch.dtype | None = None) -
     # A config of a whole CLIP model keeps the text half one level down.
     config = {**config, **config.get("text_config", {})}
     config = {name: value for name, value in config.items() if name not in ("text_config", "vision_config")}
-    weights = open_part(inner, TEXT_STEMS)
+    weights = open_part(inner, TEXT_STEMS, opener=opener)
     plain = weights.take([name for name in weights.shapes if not name.startswith(("vision_model.", "visual_"))], dtype)
     if number == 1:
         return Part(config, convert.text_from_clip(plain))
@@ -69,11 +67,13 @@ def vae_folder(folder: Path) -> Path:
     return folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
 
 
-def vae_part(folder: Path, dtype: torch.dtype | None = None, key: str | None = KEY) -> Part:
+def vae_part(
+    folder: Path, dtype: torch.dtype | None = None, key: str | None = KEY, opener: Opener | None = None
+) -> Part:
     """The VAE of a VAE folder, or of a pipeline folder that has one under `vae`, read as `dtype`. Raises UserError."""
     inner = vae_folder(folder)
     config = read_config(inner, key=key)
-    return Part(config, convert.vae_from_old_diffusers(open_part(inner, UNET_STEMS, key).below("", dtype)))
+    return Part(config, convert.vae_from_old_diffusers(open_part(inner, UNET_STEMS, key, opener).below("", dtype)))
 
 
 def prediction_type(folder: Path) -> str:
@@ -91,7 +91,9 @@ def is_hub_id(name: str) -> bool:
 
 def hub_configs(name: str, key: str | None = KEY) -> Path:
     """The local copy of a hub model's configs alone: enough to tell what it is. Errors as `hub_folder`."""
-    with _hub_errors(name, key):
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(name, key):
         return Path(snapshot_download(name, allow_patterns=_configs(_PARTS)))
 
 
@@ -103,9 +105,11 @@ def hub_folder(name: str, parts: tuple[str, ...] = _PARTS, key: str | None = KEY
     Raises:
         UserError: the machine is offline and the model not cached, or the hub does not have it or refuses it.
     """
+    from huggingface_hub import snapshot_download
+
     stems = [f"{part}/*.safetensors" for part in parts] + ["diffusion_pytorch_model.safetensors"]
     variants = ["*.fp16.*", "*.bf16.*", "*non_ema*"]
-    with _hub_errors(name, key):
+    with hub_errors(name, key):
         wanted = [*_configs(parts), *stems]
         folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=variants))
         if not _has_weights(folder, ".safetensors"):
@@ -121,8 +125,10 @@ def _configs(parts: tuple[str, ...]) -> list[str]:
 
 
 @contextmanager
-def _hub_errors(name: str, key: str | None) -> Iterator[None]:
+def hub_errors(name: str, key: str | None) -> Iterator[None]:
     """What the hub's library raises, as one sentence."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         yield
     except LocalEntryNotFoundError as error:

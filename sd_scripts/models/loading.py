@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +13,6 @@ from sd_scripts.models import folder as folders
 from sd_scripts.models import original
 from sd_scripts.models.build import (
     LoadedModel,
-    Origin,
-    Part,
     filled,
     make_projected_text_encoder,
     make_text_encoder,
@@ -24,44 +20,15 @@ from sd_scripts.models.build import (
     make_vae,
 )
 from sd_scripts.models.original import KEY
+from sd_scripts.models.source import NAMES, SD_ALONE, SDXL_ALONE, find_source
 from sd_scripts.models.tokenizer import load_tokenizers
 from sd_scripts.models.weights import open_weights
 from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.headers import folder_version, identify, single_file_version
 
 if TYPE_CHECKING:
     from sd_scripts.schema.model import ModelOptions
 
 Progress = Callable[[str], None]
-_NAMES = {
-    "sd1": "a Stable Diffusion 1.x model",
-    "sd2": "a Stable Diffusion 2.x model",
-    "sdxl": "a Stable Diffusion XL model",
-    "sdxl_refiner": "the refiner of Stable Diffusion XL, which cannot be trained",
-    "sd3": "a Stable Diffusion 3 model",
-    "flux": "a Flux model",
-}
-_SD, _SDXL = ("sd1", "sd2"), ("sdxl",)
-_WANTED = {_SD: "a Stable Diffusion 1.x or 2.x model", _SDXL: "a Stable Diffusion XL base model"}
-_WAYS_OUT = {
-    _SD: "Train it with sdxl_train_network.py, sdxl_train.py, sdxl_train_textual_inversion.py or "
-    "sdxl_train_control_net_lllite.py, or choose a 1.x or 2.x model.",
-    _SDXL: "Train it with train_network.py, train_db.py, fine_tune.py, train_textual_inversion.py or "
-    "train_controlnet.py, or choose an XL base model.",
-}
-
-
-@dataclass
-class _Source:
-    """A model whose kind is known and whose weights are not read yet."""
-
-    version: str
-    prediction: str
-    single_file: bool
-    unet: Callable[[torch.dtype | None], Part]
-    text: Callable[[int, torch.dtype | None], Part]
-    vae: Callable[[torch.dtype | None], Part]
-    origin: Origin = field(default_factory=Origin)
 
 
 def load_sd(
@@ -83,7 +50,7 @@ def load_sd(
     Raises:
         UserError: nothing there, something else there, damaged weights, or a contradiction with `--v2`.
     """
-    return _load(options, _SD, dtype, device, progress)
+    return _load(options, SD_ALONE, dtype, device, progress)
 
 
 def load_sdxl(
@@ -93,7 +60,7 @@ def load_sdxl(
     progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a Stable Diffusion XL base model, with both text encoders. Arguments and errors as `load_sd`."""
-    return _load(options, _SDXL, dtype, device, progress)
+    return _load(options, SDXL_ALONE, dtype, device, progress)
 
 
 def _load(
@@ -108,7 +75,7 @@ def _load(
     if not source:
         raise UserError("No base model is given.", key=KEY, hint="Choose a model file, a model folder or a hub id.")
     say(f"reading {source}")
-    found = _find(source, versions, want_vae=not options.vae)
+    found = find_source(source, versions, want_vae=not options.vae)
     notes = _check_version(found.version, bool(options.v2), source)
     prediction = _prediction(found.prediction, bool(options.v_parameterization), notes)
     vae_dtype = torch.float32 if options.no_half_vae else dtype
@@ -161,83 +128,13 @@ def load_vae(source: str, dtype: torch.dtype | None, version: str = "sd1") -> Au
     return filled(make_vae, part, "VAE", source)
 
 
-def _find(source: str, versions: tuple[str, ...], want_vae: bool) -> _Source:
-    path = Path(source)
-    if path.is_dir():
-        return _folder_source(path, versions, want_vae)
-    if path.is_file():
-        return _file_source(path, versions, want_vae)
-    if folders.is_hub_id(source):
-        # A model of the wrong kind is refused by its configs, before gigabytes are fetched.
-        _folder_version(folders.hub_configs(source), source, versions)
-        return _folder_source(folders.hub_folder(source), versions, want_vae)
-    raise UserError(
-        f"There is no model at {source}.",
-        key=KEY,
-        hint="Give a .safetensors or .ckpt file, a diffusers folder, or a hub id such as owner/model.",
-    )
-
-
-def _folder_version(folder: Path, source: str, versions: tuple[str, ...]) -> str:
-    """What a diffusers folder holds, from its configs. Raises UserError when it is none of `versions`."""
-    index = folders.read_config(folder, "model_index.json")
-    text = folders.read_config(folder / "text_encoder") if (folder / "text_encoder").is_dir() else {}
-    unet = folders.read_config(folder / "unet") if (folder / "unet").is_dir() else {}
-    version = folder_version(index, unet, text)
-    _refuse_others(version, versions, source)
-    return version
-
-
-def _folder_source(folder: Path, versions: tuple[str, ...], want_vae: bool) -> _Source:
-    version = _folder_version(folder, str(folder), versions)
-    parts = ["unet", "text_encoder", *(["text_encoder_2"] if version == "sdxl" else [])]
-    for part in [*parts, *(["vae"] if want_vae else [])]:
-        folders.read_config(folder / part)
-    return _Source(
-        version=version,
-        prediction=folders.prediction_type(folder),
-        single_file=False,
-        unet=partial(folders.unet_part, folder),
-        text=partial(folders.text_part, folder),
-        vae=partial(folders.vae_part, folder),
-    )
-
-
-def _file_source(path: Path, versions: tuple[str, ...], want_vae: bool) -> _Source:
-    facts = identify(str(path))
-    if facts.kind in ("lora", "vae", "embedding", "text_encoder"):
-        raise UserError(f"{path} is {facts.detail}, not a base model.", key=KEY, hint="Choose the model it belongs to.")
-    weights, name = open_weights(path), str(path)
-    version = single_file_version(weights.shapes)
-    _refuse_others(version, versions, name)
-    original.check_complete(weights, version, name, vae=want_vae)
-    return _Source(
-        version=version,
-        prediction=facts.prediction or ("v_prediction" if "v_pred" in weights.shapes else ""),
-        single_file=True,
-        unet=partial(original.unet_part, weights, version, name),
-        text=partial(original.text_part, weights, version, name),
-        vae=partial(original.vae_part, weights, name, version),
-        origin=Origin(original.ballast(weights, version), *weights.counts),
-    )
-
-
-def _refuse_others(version: str, versions: tuple[str, ...], source: str) -> None:
-    if version in versions:
-        return
-    if version in _NAMES:
-        way_out = _WAYS_OUT[versions] if version in (*_SD, *_SDXL) else f"Choose {_WANTED[versions]}."
-        raise UserError(f"{source} is {_NAMES[version]}.", key=KEY, hint=way_out)
-    raise UserError(f"{source} is not a Stable Diffusion model.", key=KEY, hint=f"Choose {_WANTED[versions]}.")
-
-
 def _check_version(version: str, v2: bool, source: str) -> list[str]:
     if v2 and version == "sd1":
         raise UserError(
-            f"v2 is set, but {source} is {_NAMES[version]}.", key="v2", hint="Switch v2 off, or choose a 2.x model."
+            f"v2 is set, but {source} is {NAMES[version]}.", key="v2", hint="Switch v2 off, or choose a 2.x model."
         )
     if version == "sd2" and not v2:
-        return [f"{source} is {_NAMES[version]}; it is trained as such although v2 is not set."]
+        return [f"{source} is {NAMES[version]}; it is trained as such although v2 is not set."]
     return []
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sd_scripts.models import convert, keymap
 from sd_scripts.models.assets import model_config
-from sd_scripts.models.build import Part
 from sd_scripts.models.module_names import is_ballast
+from sd_scripts.models.part import Part
 from sd_scripts.models.weights import Weights
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.unetnames import UNET_SHAPES

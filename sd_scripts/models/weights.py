@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import FileIO
 from math import prod
 from pathlib import Path
@@ -50,6 +50,9 @@ class Weights(ABC):
         """Read the tensors whose names begin with `prefix`, named without it. Raises UserError as `take`."""
         found = self.take([name for name in self.shapes if name.startswith(prefix)], dtype)
         return {name[len(prefix) :]: value for name, value in found.items()}
+
+
+Opener = Callable[[Path, str | None], Weights]
 
 
 class _Safetensors(Weights):
@@ -165,9 +168,9 @@ def read_part(folder: Path, stems: tuple[str, ...], key: str | None = KEY) -> di
     return open_part(folder, stems, key).below("")
 
 
-def open_part(folder: Path, stems: tuple[str, ...], key: str | None = KEY) -> Weights:
+def open_part(folder: Path, stems: tuple[str, ...], key: str | None = KEY, opener: Opener | None = None) -> Weights:
     """The weights of one part of a diffusers folder: whole or in shards. Arguments and errors as `part_files`."""
-    files = [open_weights(path, key) for path in part_files(folder, stems, key)]
+    files = [(opener or open_weights)(path, key) for path in part_files(folder, stems, key)]
     return files[0] if len(files) == 1 else _Shards(files)
 
 

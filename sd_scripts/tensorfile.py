@@ -173,9 +173,10 @@ def write_stream(
         OSError: the disk refuses; an older file of that name is then still whole.
         ValueError: a tensor was made that is not as `entries` says.
     """
-    names = sorted(entries, key=lambda name: (-_ORDER[entries[name][0]], name))
+    names = file_order(entries)
     with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-        handle.write(_header({name: entries[name] for name in names}, metadata))
+        # an empty mapping would still write a metadata block: None leaves it out
+        handle.write(file_header({name: entries[name] for name in names}, metadata or None))
         for name in names:
             kind, shape = entries[name]
             content = _content(make(name), name, kind, torch.Size(shape))
@@ -194,10 +195,17 @@ def _content(made: torch.Tensor | memoryview, name: str, kind: torch.dtype, shap
     return made
 
 
-def _header(entries: Mapping[str, tuple[torch.dtype, Sequence[int]]], metadata: Mapping[str, str] | None) -> bytes:
-    """Length and header of a safetensors file whose tensors lie one behind the other in this order."""
-    # An empty mapping would still write a metadata block: None leaves it out.
-    table: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+def file_order(entries: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> list[str]:
+    """The names in the order in which the library lays their tensors out."""
+    return sorted(entries, key=lambda name: (-_ORDER[entries[name][0]], name))
+
+
+def file_header(entries: Mapping[str, tuple[torch.dtype, Sequence[int]]], metadata: Mapping[str, str] | None) -> bytes:
+    """Length and header of a safetensors file whose tensors lie one behind the other in this order.
+
+    An empty `metadata` makes an empty block of notes, None makes none.
+    """
+    table: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     end = 0
     for name, (kind, shape) in entries.items():
         start, end = end, end + prod(shape) * kind.itemsize

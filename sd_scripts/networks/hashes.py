@@ -7,12 +7,14 @@ so that titles and other later notes do not change them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from safetensors.torch import save
+
+from sd_scripts.tensorfile import file_header, file_order
 
 LEGACY_START = 0x100000
 LEGACY_LENGTH = 0x10000
@@ -37,6 +39,31 @@ def network_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, s
     # An empty table of notes is part of the bytes, too: without any ss_* entry the header still has one.
     content = save(dict(tensors), training_notes)
     return data_hash(content), legacy_hash(content)
+
+
+def streamed_hashes(
+    entries: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+    content: Callable[[str], memoryview],
+    metadata: Mapping[str, str],
+) -> tuple[str, str]:
+    """The same two hashes, of tensors that are read one by one.
+
+    Args:
+        entries: tensor name -> type and shape.
+        content: gives a tensor's bytes; called once for each name.
+        metadata: of the file; only `ss_*` entries count.
+    """
+    names = file_order(entries)
+    notes = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    head = file_header({name: entries[name] for name in names}, notes)
+    weights, window = hashlib.sha256(), hashlib.sha256(head[LEGACY_START : LEGACY_START + LEGACY_LENGTH])
+    at = len(head)
+    for name in names:
+        raw = content(name)
+        weights.update(raw)
+        window.update(raw[max(LEGACY_START - at, 0) : max(LEGACY_START + LEGACY_LENGTH - at, 0)])
+        at += len(raw)
+    return weights.hexdigest(), window.hexdigest()[:LEGACY_DIGITS]
 
 
 def with_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, str]:

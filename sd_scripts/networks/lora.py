@@ -2,13 +2,15 @@
 
 Names come from walking `named_modules()` of what is handed over and targets are found by class name, so the
 caller passes models under kohya's names. Files hold `<name>.alpha`, `<name>.lora_down.weight` and
-`<name>.lora_up.weight`.
+`<name>.lora_up.weight`, those of DoRA also `<name>.dora_scale`.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,19 @@ from torch import Tensor, nn
 
 from sd_scripts.networks.base import read_weights
 from sd_scripts.networks.hashes import with_hashes
-from sd_scripts.networks.lora_arguments import DEFAULT_ALPHA, LoRADrops, LoRARates, LoRASizes, read_arguments
+from sd_scripts.networks.lora_arguments import (
+    DEFAULT_ALPHA,
+    LoRADrops,
+    LoRAKind,
+    LoRARates,
+    LoRASizes,
+    read_arguments,
+)
+from sd_scripts.networks.lora_dora import DORA_SCALE, DoRAModule
+from sd_scripts.networks.lora_files import LORA_TENSORS, decomposed_names, refuse_other_kinds, sizes_in
 from sd_scripts.networks.lora_module import LoRAModule
 from sd_scripts.networks.lora_optimizer import Groups, limit_norms, optimizer_groups, text_encoder_parts, unet_parts
+from sd_scripts.networks.lora_pissa import module_class
 from sd_scripts.schema.errors import UserError
 from sd_scripts.tensorfile import write_weights
 
@@ -28,9 +40,6 @@ logger = logging.getLogger(__name__)
 UNET_TARGETS = ("Transformer2DModel",)
 UNET_CONV_TARGETS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
 TEXT_ENCODER_TARGETS = ("CLIPAttention", "CLIPSdpaAttention", "CLIPMLP")
-LORA_TENSORS = ("lora_down.weight", "lora_up.weight", "alpha")
-# LoHa, LoKr, Tucker-decomposed convolutions, DoRA, GLoRA, (B)OFT, full differences.
-OTHER_KINDS = ("hada_", "lokr_", "lora_mid", "dora_scale", "a1.weight", "oft_", "diff")
 UNET_PREFIX = "lora_unet"
 TEXT_ENCODER_PREFIX = "lora_te"
 
@@ -66,8 +75,10 @@ class LoRANetwork(nn.Module):
         sizes: LoRASizes | None = None,
         drops: LoRADrops | None = None,
         rates: LoRARates | None = None,
+        kind: LoRAKind | None = None,
     ) -> None:
         super().__init__()
+        self.kind = kind or LoRAKind()
         self.rates = rates or LoRARates()
         self.multiplier: float | Tensor = multiplier
         self.sizes = sizes or LoRASizes()
@@ -100,7 +111,9 @@ class LoRANetwork(nn.Module):
     def make_module(self, name: str, layer: nn.Module, dim: int, alpha: float) -> LoRAModule:
         """The module for one layer; networks of a related kind make their own here."""
         drops = self.drops
-        return LoRAModule(name, layer, 1.0, dim, alpha, drops.dropout, drops.rank_dropout, drops.module_dropout)
+        decomposed = self.kind.decomposed or name in self.kind.decomposed_names
+        make = module_class(decomposed, self.kind.principal_start)
+        return make(name, layer, 1.0, dim, alpha, drops.dropout, drops.rank_dropout, drops.module_dropout)
 
     @property
     def loras(self) -> list[LoRAModule]:
@@ -119,9 +132,13 @@ class LoRANetwork(nn.Module):
             self.text_encoder_loras = []
         if not apply_unet:
             self.unet_loras = []
+        started = time.monotonic()
         for lora in self.loras:
+            lora.prepare()
             lora.apply_to()
             self.add_module(lora.lora_name, lora)
+        if self.kind.principal_start:
+            logger.info("PiSSA: %d layers decomposed in %.1f s", len(self.loras), time.monotonic() - started)
 
     def remove(self) -> None:
         """Take all modules out of the model again."""
@@ -147,8 +164,8 @@ class LoRANetwork(nn.Module):
         Raises UserError when ranks differ or nothing fits.
         """
         weights = read_weights(file)
-        refuse_other_kinds(weights, file)
-        own = self.state_dict()
+        refuse_other_kinds(weights, file, with_lengths=True)
+        own = self.file_tensors()
         matching = own.keys() & weights.keys()
         if not matching:
             raise UserError(
@@ -156,15 +173,13 @@ class LoRANetwork(nn.Module):
                 "network_weights",
                 hint="Is it a LoRA of another model family, or made by another network module?",
             )
-        for key in matching:
-            if key.endswith("lora_down.weight") and weights[key].shape[0] != own[key].shape[0]:
-                raise UserError(
-                    f"'{file}' has rank {weights[key].shape[0]} at {key}, this network has {own[key].shape[0]}.",
-                    "network_weights",
-                    hint="Set network_dim (and conv_dim) to the file's ranks, or use dim_from_weights.",
-                )
-        missing, unexpected = self.load_state_dict(weights, strict=False)
-        missing = [key for key in missing if not key.endswith(".alpha")]
+        self._check_fit(weights, file)
+        missing = [key for key in own if key not in weights and not key.endswith((".alpha", DORA_SCALE))]
+        unexpected = [key for key in weights if key not in own]
+        self.load_state_dict(weights, strict=False)
+        for lora in self.loras:
+            if isinstance(lora, DoRAModule) and f"{lora.lora_name}.{DORA_SCALE}" not in weights:
+                lora.keep_present_lengths()
         if missing or unexpected:
             logger.warning(
                 "%s: %d tensors of the network are not in the file (they start untrained), "
@@ -175,9 +190,40 @@ class LoRANetwork(nn.Module):
             )
         return f"{len(matching)} of {len(own)} tensors loaded"
 
+    def _check_fit(self, weights: Mapping[str, Tensor], file: str | Path) -> None:
+        """Raise UserError where ranks differ, or the file holds lengths (DoRA) and a module has none."""
+        for lora in self.loras:
+            down = weights.get(f"{lora.lora_name}.lora_down.weight")
+            if down is not None and down.shape[0] != lora.file_rank:
+                twice = " (PiSSA: twice the rank)" if lora.file_rank != lora.lora_dim else ""
+                raise UserError(
+                    f"'{file}' has rank {down.shape[0]} at {lora.lora_name}, this network has {lora.file_rank}{twice}.",
+                    "network_weights",
+                    hint="Set network_dim (and conv_dim) to the file's ranks, or use dim_from_weights.",
+                )
+            if f"{lora.lora_name}.{DORA_SCALE}" in weights and not isinstance(lora, DoRAModule):
+                raise UserError(
+                    f"'{file}' is a DoRA file, which a plain LoRA cannot go on from.",
+                    "network_weights",
+                    hint="Add dora_wd=True to network_args.",
+                )
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """The network's tensors under the names of a file."""
+        return {f"{lora.lora_name}.{key}": value for lora in self.loras for key, value in lora.file_tensors().items()}
+
     def save_weights(self, file: str | Path, dtype: torch.dtype | None, metadata: Mapping[str, str] | None) -> None:
-        """Write the network, complete or not at all; safetensors files also get both hashes."""
-        write_weights(file, self.state_dict(), dtype, metadata, finish=with_hashes)
+        """Write the network, complete or not at all; safetensors files also get both hashes.
+
+        The lengths of DoRA stay in float32, since rounding one of them stretches a whole row of the base model's
+        weights, and so does rsLoRA's alpha, which is no round number.
+        """
+        exact = (DORA_SCALE, *(("alpha",) if self.sizes.by_root else ()))
+        tensors = {
+            key: value if dtype is None or key.endswith(exact) else value.to(dtype)
+            for key, value in self.file_tensors().items()
+        }
+        write_weights(file, tensors, None, metadata, finish=with_hashes)
 
     def prepare_optimizer_params(
         self,
@@ -230,6 +276,11 @@ class LoRANetwork(nn.Module):
         """Limit every module's norm; (modules scaled, mean norm, greatest norm)."""
         return limit_norms(self.loras, max_norm_value)
 
+    @property
+    def can_limit_norms(self) -> bool:
+        """With PiSSA the matrices hold part of the base model, which must not shrink."""
+        return not self.kind.principal_start
+
     def is_mergeable(self) -> bool:
         """LoRA can be added into the model's own weights."""
         return True
@@ -265,7 +316,7 @@ class LoRANetwork(nn.Module):
     def pre_calculation(self) -> None:
         """Add the network's present weights to the layers (the opposite of `restore_weights`)."""
         for lora in self.loras:
-            lora.merge_to(dict(lora.state_dict()))
+            lora.merge_to(lora.file_tensors())
 
 
 def named_encoders(
@@ -296,32 +347,9 @@ def create_network(
     """A new network; `kwargs` are the network_args as texts. Raises UserError for a bad argument."""
     sdxl = is_sdxl(unet)
     arguments = read_arguments(kwargs, network_dim, network_alpha, neuron_dropout, sdxl)
-    return LoRANetwork(text_encoder, unet, multiplier, arguments.sizes, arguments.drops, arguments.rates)
-
-
-def refuse_other_kinds(weights: Mapping[str, Tensor], file: object) -> None:
-    """Raise UserError for files with parts that plain LoRA would leave out, which changes what they do."""
-    found = sorted({tensor for key in weights for tensor in OTHER_KINDS if f".{tensor}" in key})
-    if found:
-        raise UserError(
-            f"'{file}' is no plain LoRA: it also holds {', '.join(found)}.",
-            hint="LyCORIS made it: use network_module lycoris.kohya.",
-        )
-
-
-def sizes_in(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, float]]:
-    """(rank, alpha) of every module in a file; where there is no alpha, it is the rank."""
-    dims: dict[str, int] = {}
-    alphas: dict[str, float] = {}
-    for key, value in weights.items():
-        name, dot, tensor = key.partition(".")
-        if not dot:
-            continue
-        if tensor == "alpha":
-            alphas[name] = float(value)
-        elif tensor == "lora_down.weight":
-            dims[name] = value.shape[0]
-    return {name: (dim, alphas.get(name, float(dim))) for name, dim in dims.items()}
+    return LoRANetwork(
+        text_encoder, unet, multiplier, arguments.sizes, arguments.drops, arguments.rates, arguments.kind
+    )
 
 
 def create_network_from_weights(
@@ -342,13 +370,20 @@ def create_network_from_weights(
         if file is None:
             raise ValueError("either a file or its weights are needed")
         weights_sd = read_weights(file)
-    refuse_other_kinds(weights_sd, file)
-    sizes = sizes_in(weights_sd)
-    if not sizes:
+    refuse_other_kinds(weights_sd, file, with_lengths=True)
+    in_file = sizes_in(weights_sd)
+    if not in_file:
         raise UserError(f"'{file}' holds no LoRA of this kind (no lora_down.weight).", "network_weights")
     sdxl = is_sdxl(unet)
     neuron_dropout = kwargs.pop("neuron_dropout", None)
     read = read_arguments(kwargs, None, DEFAULT_ALPHA, neuron_dropout, sdxl)
+    if read.kind.principal_start:
+        raise UserError(
+            "PiSSA cannot take its ranks from a file, where every rank stands twice.",
+            "dim_from_weights",
+            hint="Give the network_dim that the file was trained with, or leave init_lora_weights out.",
+        )
     drops = LoRADrops() if for_inference else read.drops
-    network = LoRANetwork(text_encoder, unet, multiplier, LoRASizes(by_name=sizes, sdxl=sdxl), drops, read.rates)
-    return network, weights_sd
+    kind = replace(read.kind, decomposed_names=decomposed_names(weights_sd))
+    sizes = LoRASizes(by_name=in_file, sdxl=sdxl)
+    return LoRANetwork(text_encoder, unet, multiplier, sizes, drops, read.rates, kind), weights_sd

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from sd_scripts.networks.lora_blocks import BlockPlan, block_index, block_plan, lr_weights, without_silent_blocks
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.networkargs import START_WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +30,20 @@ _NUMBERS = (
     "loraplus_text_encoder_lr_ratio",
     "block_lr_zero_threshold",
 )
-KNOWN = ("conv_dim", "down_lr_weight", "mid_lr_weight", "up_lr_weight", "dropout", *_NUMBERS, *_BLOCK_SIZES)
+_KINDS = ("dora_wd", "rs_lora", "init_lora_weights")
+KNOWN = (
+    "conv_dim", "down_lr_weight", "mid_lr_weight", "up_lr_weight", "dropout", *_NUMBERS, *_BLOCK_SIZES, *_KINDS,
+)  # fmt: skip
+_SWITCH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False, "none": False}
 
 
 @dataclass(frozen=True)
 class LoRASizes:
-    """Rank and alpha of every possible module: from a file (`by_name`), by block, or the same for all."""
+    """Rank and alpha of every possible module: from a file (`by_name`), by block, or the same for all.
+
+    `by_root` is rsLoRA (arXiv 2312.03732): alpha counts by the root of the rank. The alpha given here is then larger
+    by that root, so that alpha / rank, which every program takes, is the right strength.
+    """
 
     dim: int = DEFAULT_DIM
     alpha: float = DEFAULT_ALPHA
@@ -42,6 +52,7 @@ class LoRASizes:
     blocks: BlockPlan | None = None
     by_name: Mapping[str, tuple[int, float]] | None = None
     sdxl: bool = False
+    by_root: bool = False
 
     @property
     def with_convolutions(self) -> bool:
@@ -55,7 +66,10 @@ class LoRASizes:
             return self.by_name.get(name)
         small = isinstance(layer, nn.Linear) or getattr(layer, "kernel_size", None) == (1, 1)
         dim, alpha = self._in_block(name, small) if in_unet and self.blocks is not None else self._anywhere(small)
-        return (dim, DEFAULT_ALPHA if alpha is None else alpha) if dim else None
+        if not dim:
+            return None
+        alpha = DEFAULT_ALPHA if alpha is None else alpha
+        return dim, (alpha or dim) * math.sqrt(dim) if self.by_root else alpha
 
     def _anywhere(self, small: bool) -> tuple[int | None, float | None]:
         return (self.dim, self.alpha) if small else (self.conv_dim, self.conv_alpha)
@@ -91,12 +105,22 @@ class LoRARates:
 
 
 @dataclass(frozen=True)
+class LoRAKind:
+    """What is special about the modules: DoRA, for all or for those named, and PiSSA's start."""
+
+    decomposed: bool = False
+    principal_start: bool = False
+    decomposed_names: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class LoRAArguments:
     """Everything that `network_args` and the network options say about one LoRA."""
 
     sizes: LoRASizes = field(default_factory=LoRASizes)
     drops: LoRADrops = field(default_factory=LoRADrops)
     rates: LoRARates = field(default_factory=LoRARates)
+    kind: LoRAKind = field(default_factory=LoRAKind)
 
 
 def _number(arguments: Mapping[str, Any], key: str, whole: bool = False) -> Any:
@@ -126,6 +150,23 @@ def _probability(value: float | None, key: str) -> float | None:
     if value is not None and not 0 <= value < 1:
         raise UserError(f"{key} must be at least 0 and below 1, not {value}.", key)
     return value
+
+
+def switch(arguments: Mapping[str, Any], key: str) -> bool:
+    """A switch of `network_args`; not given is off. Raises UserError for what is neither true nor false."""
+    text = str(arguments.get(key, "")).strip().lower()
+    if text not in _SWITCH:
+        raise UserError(f"network_args {key} must be True or False, not '{arguments[key]}'.", key)
+    return _SWITCH[text]
+
+
+def _read_kind(arguments: Mapping[str, Any]) -> LoRAKind:
+    start = str(arguments.get("init_lora_weights") or "default").strip().lower()
+    if start not in START_WEIGHTS:
+        raise UserError(
+            f"network_args init_lora_weights must be {' or '.join(START_WEIGHTS)}, not '{start}'.", "init_lora_weights"
+        )
+    return LoRAKind(switch(arguments, "dora_wd"), start == "pissa")
 
 
 def read_rates(arguments: Mapping[str, Any], sdxl: bool) -> LoRARates:
@@ -168,11 +209,12 @@ def read_arguments(
         if rates.block_weights is not None:
             blocks = without_silent_blocks(blocks, rates.block_weights)
     return LoRAArguments(
-        LoRASizes(dim, alpha, conv_dim, conv_alpha, blocks, sdxl=sdxl),
+        LoRASizes(dim, alpha, conv_dim, conv_alpha, blocks, sdxl=sdxl, by_root=switch(arguments, "rs_lora")),
         LoRADrops(
             _probability(neuron_dropout, "network_dropout"),
             _probability(_number(arguments, "rank_dropout"), "rank_dropout"),
             _probability(_number(arguments, "module_dropout"), "module_dropout"),
         ),
         rates,
+        _read_kind(arguments),
     )

@@ -8,6 +8,7 @@ The module takes the place of the layer's `forward`; the layer itself stays wher
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ class _FusedLinear(torch.autograd.Function):
         y = F.linear(x, weight, bias)
         inner = F.linear(x, down) * scale
         y.view(-1, y.shape[-1]).addmm_(inner.reshape(-1, inner.shape[-1]), up.t())
-        ctx.save_for_backward(x, weight, down, up, inner)
+        # Only the gradient of `down` needs the input: LoRA-FA, whose `down` is fixed, saves that memory.
+        ctx.save_for_backward(x if ctx.needs_input_grad[3] else None, weight, down, up, inner)
         ctx.scale = scale
         return y
 
@@ -45,7 +47,7 @@ class _FusedLinear(torch.autograd.Function):
         grad_down = to_inner.t().mm(x.reshape(-1, x.shape[-1])) if ctx.needs_input_grad[3] else None
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = rows.mm(weight).addmm_(to_inner, down).view(x.shape)
+            grad_x = rows.mm(weight).addmm_(to_inner, down).view(*grad.shape[:-1], -1)
         return grad_x, None, None, grad_down, grad_up, None
 
 
@@ -108,8 +110,8 @@ class LoRAModule(nn.Module):
         self._backup: Tensor | None = None
 
     def _make_layers(self, layer: nn.Linear | nn.Conv2d) -> None:
-        self.lora_down: nn.Module
-        self.lora_up: nn.Module
+        self.lora_down: nn.Linear | nn.Conv2d
+        self.lora_up: nn.Linear | nn.Conv2d
         if isinstance(layer, nn.Conv2d):
             kernel, stride, padding = layer.kernel_size, layer.stride, layer.padding
             self.lora_down = nn.Conv2d(
@@ -119,8 +121,8 @@ class LoRAModule(nn.Module):
         else:
             self.lora_down = nn.Linear(layer.in_features, self.lora_dim, bias=False)
             self.lora_up = nn.Linear(self.lora_dim, layer.out_features, bias=False)
-        nn.init.kaiming_uniform_(self._down, a=math.sqrt(5))
-        nn.init.zeros_(self._up)
+        nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5))
+        nn.init.zeros_(self.lora_up.weight)
 
     @property
     def org_module(self) -> nn.Linear | nn.Conv2d:
@@ -160,8 +162,11 @@ class LoRAModule(nn.Module):
             return self._base(x)
         if self.module_dropout is not None and self.training and torch.rand(1) < self.module_dropout:
             return self._base(x)
+        return self._with_detour(x, compute_dtype(x))
+
+    def _with_detour(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Layer and detour, in one step where both are plain matrix products."""
         layer = self.org_module
-        dtype = compute_dtype(x)
         dropping = self.training and (self.dropout is not None or self.rank_dropout is not None)
         if (
             self._plain
@@ -173,11 +178,15 @@ class LoRAModule(nn.Module):
             bias = None if layer.bias is None else layer.bias.to(dtype)
             down, up = self._down.to(dtype), self._up.to(dtype)
             return _FusedLinear.apply(x.to(dtype), layer.weight.to(dtype), bias, down, up, self._scale_for(x))
-        return self._separate(x.to(dtype), dtype)
-
-    def _separate(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """The same for convolutions, for layers with a forward of their own, and with dropout."""
+        x = x.to(dtype)
         base = self._base(x)
+        detour = self._detour(x, dtype, self._scale_for(x))
+        # A convolution's output is kept by nobody, so the sum may take its memory.
+        in_place = self._plain and isinstance(layer, nn.Conv2d) and base.dtype == detour.dtype
+        return base.add_(detour) if in_place else base + detour
+
+    def _detour(self, x: Tensor, dtype: torch.dtype, scale: float | Tensor) -> Tensor:
+        """up(down(x)) * scale with the dropouts, also for convolutions and layers with a forward of their own."""
         weight = self._down.to(dtype)
         if isinstance(self.lora_down, nn.Conv2d):
             down = self.lora_down
@@ -187,21 +196,26 @@ class LoRAModule(nn.Module):
                 inner = F.conv2d(x, weight, None, down.stride, down.padding, down.dilation)
         else:
             inner = F.linear(x, weight)
-        scale = self._scale_for(x)
         if self.training and self.dropout is not None:
-            inner = F.dropout(inner, self.dropout)
+            inner = self._drop_neurons(inner, self.dropout)
         if self.training and self.rank_dropout is not None:
             inner, scale = self._drop_ranks(inner, scale)
         up = self._up.to(dtype)
-        detour = _pointwise(inner * scale, up) if up.dim() == 4 else F.linear(inner * scale, up)
-        # A convolution's output is kept by nobody, so the sum may take its memory.
-        in_place = self._plain and up.dim() == 4 and base.dtype == detour.dtype
-        return base.add_(detour) if in_place else base + detour
+        return _pointwise(inner * scale, up) if up.dim() == 4 else F.linear(inner * scale, up)
+
+    def _drop_neurons(self, inner: Tensor, chance: float) -> Tensor:
+        """Ordinary dropout on the inner activations."""
+        return F.dropout(inner, chance)
+
+    def _kept_ranks(self, samples: int, device: torch.device) -> Tensor:
+        """Which ranks each sample keeps, [samples, rank]."""
+        assert self.rank_dropout is not None
+        return torch.rand((samples, self.lora_dim), device=device) > self.rank_dropout
 
     def _drop_ranks(self, inner: Tensor, scale: float | Tensor) -> tuple[Tensor, float | Tensor]:
         """Zero whole ranks per sample and scale the others up, so that the expectation stays."""
         assert self.rank_dropout is not None
-        mask = torch.rand((inner.shape[0], self.lora_dim), device=inner.device) > self.rank_dropout
+        mask = self._kept_ranks(inner.shape[0], inner.device)
         if inner.dim() == 4:
             mask = mask[:, :, None, None]
         elif inner.dim() == 3:
@@ -210,46 +224,61 @@ class LoRAModule(nn.Module):
 
     def _scale_for(self, x: Tensor) -> float | Tensor:
         """multiplier * alpha / rank, as a number or shaped [B, 1, ...] when each sample has its own."""
+        return self._each_sample(x, self.scale)
+
+    def _each_sample(self, x: Tensor, factor: float) -> float | Tensor:
+        """The multiplier times a factor, shaped [B, 1, ...] when each sample has its own."""
         if not isinstance(self.multiplier, Tensor):
-            return self.multiplier * self.scale
-        each = self.multiplier.to(x.device, compute_dtype(x)) * self.scale
+            return self.multiplier * factor
+        each = self.multiplier.to(x.device, compute_dtype(x)) * factor
         if each.dim() == 0:
             return each
         # Long captions are encoded in several rows of one sample, which follow one another.
         each = each.repeat_interleave(x.shape[0] // each.shape[0]) if x.shape[0] != each.shape[0] else each
         return each.view(-1, *([1] * (x.dim() - 1)))
 
-    def delta(
-        self,
-        multiplier: float | None = None,
-        down: Tensor | None = None,
-        up: Tensor | None = None,
-        scale: float | None = None,
-    ) -> Tensor:
-        """What the detour adds to the layer's weight, in float32 and in the weight's shape."""
-        down = (self._down if down is None else down).detach().float()
-        up = (self._up if up is None else up).detach().float()
+    def delta(self, multiplier: float | Tensor | None = None) -> Tensor:
+        """What the module adds to the layer's weight, in float32 and in the weight's shape."""
         factor = self.multiplier if multiplier is None else multiplier
-        product = up.flatten(1) @ down.flatten(1)
-        shape = self.org_module.weight.shape
-        return product.view(shape) * (factor * (self.scale if scale is None else scale))
+        return self._product(self._down, self._up, self.scale) * factor
+
+    def _product(self, down: Tensor, up: Tensor, scale: float) -> Tensor:
+        """up x down times a number, in float32 and in the shape of the layer's weight."""
+        product = up.detach().float().flatten(1) @ down.detach().float().flatten(1)
+        return product.view(self.org_module.weight.shape) * scale
 
     def get_weight(self, multiplier: float | None = None) -> Tensor:
         """As `delta`: the name of kohya's protocol."""
         return self.delta(multiplier)
 
+    @property
+    def file_rank(self) -> int:
+        """The rank that this module has in a file."""
+        return self.lora_dim
+
+    def prepare(self) -> None:
+        """What has to be worked out from the layer's weight before training."""
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """The tensors as a file holds them, by their names behind the module's."""
+        return dict(self.state_dict())
+
+    def _changed(self, weight: Tensor, product: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """The layer's weight with a product of matrices in it, at the module's multiplier."""
+        return weight + product * self.multiplier
+
     @torch.no_grad()
     def merge_to(
-        self, weights: dict[str, Tensor], dtype: torch.dtype | None = None, device: torch.device | str | None = None
+        self, weights: Mapping[str, Tensor], dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> None:
-        """Add given weights (`lora_down.weight`, `lora_up.weight`, `alpha`) to the layer for good."""
+        """Add a file's weights (`lora_down.weight`, `lora_up.weight`, `alpha`) to the layer for good."""
         weight = self.org_module.weight
         down, up = weights["lora_down.weight"], weights["lora_up.weight"]
         alpha = weights.get("alpha")
         scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
         where = device or weight.device
-        delta = self.delta(None, down.to(where), up.to(where), scale)
-        merged = weight.detach().to(where, torch.float32) + delta
+        product = self._product(down.to(where), up.to(where), scale)
+        merged = self._changed(weight.detach().to(where, torch.float32), product, weights)
         # The parameter stays the same object, since the model's other views hold it too.
         weight.data = merged.to(weight.device, dtype or weight.dtype)
 
@@ -267,7 +296,7 @@ class LoRAModule(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Accept linear weights for a 1x1 convolution and the reverse, and a file without alpha."""
         present = False
-        for name, own in (("lora_down.weight", self._down), ("lora_up.weight", self._up)):
+        for name, own in (("lora_down.weight", self.lora_down.weight), ("lora_up.weight", self.lora_up.weight)):
             value = state_dict.get(prefix + name)
             if value is None:
                 continue

@@ -284,7 +284,8 @@ class Plugin:
     @property
     def can_limit_norms(self) -> bool:
         """Whether `limit_norms` does anything."""
-        return self.optional("apply_max_norm_regularization") is not None
+        has_method = self.optional("apply_max_norm_regularization") is not None
+        return has_method and bool(getattr(self.module, "can_limit_norms", True))
 
     def limit_norms(self, maximum: float, device: torch.device) -> dict[str, float]:
         """Scale large modules down to `maximum`; figures for the display."""

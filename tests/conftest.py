@@ -51,6 +51,14 @@ def tiny_sd1(shared_root: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def shallow_sd1(shared_root: Path) -> Path:
+    """A model of version 1 with half as many layers, for what their number has no part in: quicker."""
+    from sd_scripts.models.tiny import save_tiny
+
+    return made_once(shared_root, "shallow sd1", lambda path: save_tiny(path, "sd1", shallow=True))
+
+
+@pytest.fixture(scope="session")
 def tiny_sd2(shared_root: Path) -> Path:
     """A small Stable Diffusion 2 model as a diffusers folder (epsilon prediction)."""
     from sd_scripts.models.tiny import save_tiny

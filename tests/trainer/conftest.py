@@ -1,6 +1,7 @@
 """Makes the helpers beside the tests importable; small pictures and small runs for all of them."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,18 @@ from effects import Probe
 def tiny_sdxl(shallow_sdxl: Path) -> Path:
     """The small SDXL model of nearly all tests here; one whole run of each trainer is on `deep_sdxl`."""
     return shallow_sdxl
+
+
+@pytest.fixture(scope="session")
+def quick_model(tiny_sd1: Path, shallow_sd1: Path, shallow_sdxl: Path) -> Callable[[str], Path]:
+    """The model with the fewest layers that a trainer takes: for what is run with every trainer."""
+
+    def chosen(command: str) -> Path:
+        if command.startswith("sdxl"):
+            return shallow_sdxl
+        return tiny_sd1 if command.endswith("XTI") else shallow_sd1  # XTI has words for each of the 16 layers
+
+    return chosen
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +134,11 @@ EACH = [pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.slow) f
 
 @pytest.mark.parametrize("name", EACH)
 def test_killed_and_resumed_equals_uninterrupted(
-    name: str, tiny_sd1: Path, tiny_sdxl: Path, pictures: Path, tmp_path: Path
+    name: str, quick_model: Callable[[str], Path], pictures: Path, tmp_path: Path
 ) -> None:
     command, more = CASES[name]
     folder, options = options_of(command, pictures, **{**RANDOM, **more})
-    model = tiny_sdxl if command.startswith("sdxl") else tiny_sd1
+    model = quick_model(command)
     broken = tmp_path / "broken"
     kill_after(command, arguments(model, folder, broken, command, **options, **SAVING), broken, step=4)
     assert (broken / "small-step00000003-state").is_dir()

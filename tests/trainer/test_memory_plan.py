@@ -142,9 +142,9 @@ def test_the_prediction_is_what_a_real_step_takes(tiny_sd1: Path, pictures: Path
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("train_db", {"train_batch_size": 8}),
+        ("train_db", {"train_batch_size": 4}),
         ("train_network", {"train_batch_size": 8, "mixed_precision": "bf16", "resolution": 384}),
-        ("train_network", {"train_batch_size": 8, "cache_latents": None}),
+        ("train_network", {"train_batch_size": 4, "cache_latents": None}),
     ],
 )
 def test_other_real_steps_take_what_was_predicted(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,14 @@ def pictures(thumbs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(
-    tiny_sd1: Path, tiny_sdxl: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+    quick_model: Callable[[str], Path], pictures: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Finished]]:
     """What two processes made of each trainer, one picture each in every step."""
     root = tmp_path_factory.mktemp("two processes")
     jobs = []
     for command in TRAINERS:
         folder, options = options_of(command, pictures, **SCHEDULE, **SHARED.get(command, {}))
-        model = tiny_sdxl if command.startswith("sdxl") else tiny_sd1
+        model = quick_model(command)
         jobs.append((command, arguments(model, folder, root / command, command, **options)))
     (root / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     (root / "driver.py").write_text(DRIVER, encoding="utf-8")
@@ -80,11 +80,11 @@ def shared(
 
 @pytest.mark.parametrize("command", TRAINERS)
 def test_two_processes_lose_as_one_does(
-    command: str, shared: dict[str, Finished], tiny_sd1: Path, tiny_sdxl: Path, pictures: Path, tmp_path: Path
+    command: str, shared: dict[str, Finished], quick_model: Callable[[str], Path], pictures: Path, tmp_path: Path
 ) -> None:
     """One process adds up two pictures before each step, two processes take one each."""
     folder, options = options_of(command, pictures, **SCHEDULE, **SHARED.get(command, {}))
-    model = tiny_sdxl if command.startswith("sdxl") else tiny_sd1
+    model = quick_model(command)
     alone = train_here(model, folder, tmp_path / "out", command, **options, gradient_accumulation_steps=2)
     assert alone.code == 0, alone.of("error")
     together = shared[command]

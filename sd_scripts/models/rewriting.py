@@ -61,6 +61,9 @@ class _Writer:
         self._since += old.nbytes
         if not changed:
             return stored.raw(key) if kind == old.dtype else old.to(kind)
+        if len(changed) == 1 and not any(place.rows or place.transposed for place in changed):
+            # all of the tensor is new: no need to copy the old one first
+            return next(iter(changed.values())).detach().reshape(old.shape).to("cpu", kind)
         new = old.to(kind, copy=True)
         for place, value in changed.items():
             place.put(value.detach().to("cpu"), new)

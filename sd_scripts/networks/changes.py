@@ -166,12 +166,26 @@ def _lora(tensors: Mapping[str, Tensor], weight: Tensor, multiplier: float) -> T
 
         plain = {name: value for name, value in tensors.items() if name != DORA}
         return weight_decomposed(weight, _lora(plain, weight, 1.0), tensors[DORA].to(weight), multiplier)
+    return add_lora(tensors, weight.clone(memory_format=torch.contiguous_format), multiplier)
+
+
+def is_plain_lora(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a module does nothing but add its low-rank product, so that `add_lora` says all of it."""
+    return "lora_up.weight" in tensors and "lora_down.weight" in tensors and not {DORA, "diff_b"} & tensors.keys()
+
+
+def add_lora(tensors: Mapping[str, Tensor], weight: Tensor, multiplier: float) -> Tensor:
+    """Add the effect of a plain LoRA module to `weight` in place, which must be contiguous; returns it.
+
+    Raises:
+        Misfit: the tensors do not fit the layer.
+    """
     up, down, scale = factors({name: value.to(weight) for name, value in tensors.items()})
     if up.shape[0] != weight.shape[0] or down[0].numel() != prod(weight.shape[1:]):
         made = [up.shape[0], *down.shape[1:]]
         raise Misfit(f"makes a change of shape {made} for a weight of shape {list(weight.shape)}")
-    product = torch.addmm(weight.reshape(weight.shape[0], -1), up, down.flatten(1), alpha=scale * multiplier)
-    return product.view(weight.shape)
+    weight.view(weight.shape[0], -1).addmm_(up, down.flatten(1), alpha=scale * multiplier)
+    return weight
 
 
 def _bias(tensors: Mapping[str, Tensor], bias: Tensor | None, multiplier: float) -> Tensor | None:

@@ -89,7 +89,7 @@ class SvdMergeLoraOptions:
     device: str | None = option(None, "Where to compute, such as cpu or cuda.")
     no_metadata: bool = option(False, _BARE)
     exact: bool = option(
-        False, "Decompose LoHa, LoKr and full networks exactly; else fast, with an error within 2 % of the smallest."
+        False, "Decompose LoHa, LoKr and full networks exactly, not fast within 2 % of the least error."
     )
     legacy: bool = option(
         False, "Cut off the largest hundredth of the values, as sd-scripts did. It changes the effect."

@@ -15,7 +15,6 @@ from sd_scripts.tools.lora import block_weights
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from sd_scripts.networks.netfile import NetworkFile
 
@@ -44,12 +43,11 @@ class Source:
             return self.ratio
         return self.ratio * self.blocks[block_weights.place_of(module)]
 
-    def tensors(self, module: str) -> dict[str, Tensor]:
-        """A module's tensors. Raises UserError if one of them is not finite."""
+    def require_finite(self, module: str) -> None:
+        """Raises UserError if a tensor of the module is not finite."""
         import torch
 
-        found = self.file.tensors(module)
-        for part, value in found.items():
+        for part, value in self.file.tensors(module).items():
             if value.is_floating_point() and not bool(torch.isfinite(value.float().sum())):
                 name = self.file.stored_name(module, part)
                 raise UserError(
@@ -57,7 +55,6 @@ class Source:
                     "models",
                     "The network is damaged, or its training went wrong.",
                 )
-        return found
 
 
 def number_format(name: str | None) -> torch.dtype | None:

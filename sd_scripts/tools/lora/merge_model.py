@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from sd_scripts.schema.errors import UserError
 from sd_scripts.tools.common import Ticker, say
@@ -19,7 +22,10 @@ if TYPE_CHECKING:
 
     from sd_scripts.models.modules import ModelFile
 
-Change = tuple["Tensor | None", "Tensor | None"]
+    Change = tuple[Tensor | None, Tensor | None]
+    Plan = dict[str, list[tuple[Source, str]]]
+
+_FORGET_EVERY = 32
 
 
 @dataclass(frozen=True)
@@ -55,23 +61,22 @@ def merge_into_model(model_path: Path, sources: Sequence[Source], target: Path, 
         _check_target(model, target, settings)
         say(f"into {model_path}, {VERSIONS[model.version]}")
         plan = planned(model, sources)
-        ticker = Ticker("layers", len(plan))
-        change = _changer(model, plan, settings, ticker)
+        layers = _Layers(model, plan, settings)
         metadata = None if model.path.is_dir() else _notes(model, sources, target, settings.bare)
-        with report.writing(target):
-            rewrite(model, target, change, plan, settings.saving, metadata)
+        with report.writing(target), layers.running():
+            rewrite(model, target, layers.take, plan, settings.saving, metadata)
     report.phase("layers", len(plan), len(plan))
     say(f"{len(plan)} layers changed, the model is written to {target}")
     return model.version
 
 
-def planned(model: ModelFile, sources: Sequence[Source]) -> dict[str, list[tuple[Source, str]]]:
+def planned(model: ModelFile, sources: Sequence[Source]) -> Plan:
     """Layer of the model -> the networks' modules for it, in the order given.
 
     Raises:
         UserError: a network is made for another kind of model, or has nothing for this one.
     """
-    plan: dict[str, list[tuple[Source, str]]] = {}
+    plan: Plan = {}
     for source in sources:
         file = source.file
         if file.version and file.version != model.version:
@@ -109,58 +114,110 @@ def layer_of(module: str, model: ModelFile) -> str | None:
     return other if other in model.places else None
 
 
-def _changer(
-    model: ModelFile, plan: dict[str, list[tuple[Source, str]]], settings: Settings, ticker: Ticker
-) -> Callable[[str], Change]:
-    import torch
+class _Layers:
+    """Computes the changed layers on all cores, a few ahead of the writer, in the order of the file."""
 
-    from sd_scripts.networks.changes import Misfit, changed
+    def __init__(self, model: ModelFile, plan: Plan, settings: Settings) -> None:
+        import torch
 
-    working = torch.float64 if settings.precision == torch.float64 else torch.float32
-    done = 0
+        self._model, self._plan, self._settings = model, plan, settings
+        self._working = torch.float64 if settings.precision == torch.float64 else torch.float32
+        self._room = max((prod(model.places[layer].shape) for layer in plan), default=0)
+        self._local = threading.local()
+        self._ready: dict[str, Change] = {}
+        self._ticker = Ticker("layers", len(plan))
+        self._done = 0
 
-    def change(layer: str) -> Change:
-        nonlocal done
-        ticker.at(done)
-        done += 1
-        weight = model.weight(layer).to(settings.device, working)
-        bias = model.bias(layer)
-        new_bias = None if bias is None else bias.to(settings.device, working)
-        for source, module in plan[layer]:
-            tensors = source.tensors(module)
-            strength = source.strength(module)
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around the calls of `take`."""
+        from sd_scripts.tools.lora.device import in_parallel
+
+        order = _file_order(self._model, self._plan)
+        self._results = in_parallel(self._computed, order, self._settings.device)
+        try:
+            yield
+        finally:
+            cast("Generator[object]", self._results).close()  # what is still computed ahead is not wanted any more
+
+    def take(self, layer: str) -> Change:
+        """New weight and bias of a layer."""
+        while layer not in self._ready:
+            name, change = next(self._results)
+            self._ready[name] = change
+        self._ticker.at(self._done)
+        self._done += 1
+        if self._done % _FORGET_EVERY == 0:
+            for source in {id(source): source for parts in self._plan.values() for source, _ in parts}.values():
+                source.file.forget()
+        return self._ready.pop(layer)
+
+    def _computed(self, layer: str) -> tuple[str, Change]:
+        from sd_scripts.networks.changes import Misfit, add_lora, changed, is_plain_lora
+
+        weight, bias = self._weight(layer), self._bias(layer)
+        for source, module in self._plan[layer]:
+            tensors, strength = source.file.tensors(module), source.strength(module)
             try:
-                weight, new_bias = changed(tensors, weight, new_bias, strength, source.file.kind(module))
+                if is_plain_lora(tensors):
+                    weight = add_lora(tensors, weight, strength)
+                else:
+                    weight, bias = changed(tensors, weight, bias, strength, source.file.kind(module))
             except Misfit as error:
                 raise UserError(
                     f"{source.file.path}: {module} {error}.", "models", "The network is for another kind of model."
                 ) from error
-            source.file.forget()
-        _require_finite(weight, layer, model, settings)
-        return weight.to("cpu", settings.precision), None if new_bias is None else new_bias.to(
-            "cpu", settings.precision
-        )
+        self._require_finite(weight, layer)
+        return layer, (self._rounded(weight), None if bias is None else self._rounded(bias))
 
-    return change
+    def _weight(self, layer: str) -> Tensor:
+        """A copy of a layer's weight, in memory that the thread uses again: new pages cost as much as the product."""
+        import torch
+
+        stored = self._model.weight(layer)
+        if not hasattr(self._local, "room"):
+            self._local.room = torch.empty(self._room, dtype=self._working, device=self._settings.device)
+        return self._local.room[: stored.numel()].view(stored.shape).copy_(stored)
+
+    def _bias(self, layer: str) -> Tensor | None:
+        stored = self._model.bias(layer)
+        return None if stored is None else stored.to(self._settings.device, self._working)
+
+    def _rounded(self, value: Tensor) -> Tensor:
+        rounded = value.to(self._settings.precision).to("cpu", self._settings.saving)
+        return rounded.clone() if rounded.data_ptr() == value.data_ptr() else rounded
+
+    def _require_finite(self, weight: Tensor, layer: str) -> None:
+        """Raises UserError for a result that is not finite, or too large for the format it is saved in."""
+        import torch
+
+        low, high = torch.aminmax(weight)
+        largest = max(-float(low), float(high))
+        if not largest <= torch.finfo(torch.float64).max:
+            for source, module in self._plan[layer]:
+                source.require_finite(module)
+            raise UserError(
+                f"{self._model.path}: {self._model.places[layer].weight} is not finite (NaN or infinity).",
+                "sd_model",
+                "The model is damaged.",
+            )
+        if largest > min(torch.finfo(self._settings.precision).max, torch.finfo(self._settings.saving).max):
+            raise UserError(
+                f"The merged weight of {layer} reaches {largest:g}, more than the number format of the result holds.",
+                "save_precision",
+                "Choose bf16 or float, or lower ratios.",
+            )
 
 
-def _require_finite(weight: Tensor, layer: str, model: ModelFile, settings: Settings) -> None:
-    """Raises UserError for a result that is not finite, or too large for the format it is saved in."""
-    import torch
+def _file_order(model: ModelFile, plan: Plan) -> list[str]:
+    """The layers in the order in which a writer of sorted files comes by them."""
 
-    low, high = torch.aminmax(weight)
-    largest = max(-float(low), float(high))
-    if not largest <= torch.finfo(torch.float64).max:
-        raise UserError(
-            f"{model.path}: the weight of {layer} is not finite (NaN or infinity).", "sd_model", "The file is damaged."
-        )
-    narrow = min(torch.finfo(settings.precision).max, torch.finfo(settings.saving).max)
-    if largest > narrow:
-        raise UserError(
-            f"The merged weight of {layer} reaches {largest:g}, more than the number format of the result can hold.",
-            "save_precision",
-            "Choose bf16 or float, or lower ratios.",
-        )
+    def first_key(layer: str) -> tuple[str, str]:
+        place = model.places[layer]
+        key = min(key for key in (place.weight, place.bias) if key is not None)
+        return (key.partition("/")[0] if model.path.is_dir() else "", key)
+
+    return sorted(plan, key=first_key)
 
 
 def _notes(model: ModelFile, sources: Sequence[Source], target: Path, bare: bool) -> dict[str, str]:

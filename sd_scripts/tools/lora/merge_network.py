@@ -132,7 +132,8 @@ def _parts(sources: Sequence[Source], module: str) -> list[Part]:
     for source in sources:
         if module not in source.file.modules:
             continue
-        tensors = source.tensors(module)
+        source.require_finite(module)
+        tensors = source.file.tensors(module)
         try:
             up, down, scale = factors({name: value.float() for name, value in tensors.items()})
         except Misfit as error:

@@ -80,7 +80,7 @@ def set_of(name: str, values: Mapping[str, Any]) -> str:
     if name == METADATA:
         return gpu_set(None) if values.get("create_buckets", True) else NONE
     if tools.is_tool(name):
-        return gpu_set(None) if tools.find_tool(name).gpu else NONE
+        return gpu_set(None) if tools.wants_gpu(tools.find_tool(name), values) else NONE
     return gpu_set(values.get("gpu_ids"))
 
 

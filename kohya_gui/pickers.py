@@ -20,6 +20,8 @@ _KINDS: dict[str, tuple[str, bool, bool, tuple[str, ...]]] = {
     "folder": (phrase("Choose a folder"), False, True, ()),
     "model": (phrase("Choose a model file or folder"), True, True, MODEL_SUFFIXES),
     "file": (phrase("Choose a file"), True, False, ()),
+    "weights": (phrase("Choose a file of weights"), True, False, MODEL_SUFFIXES),
+    "target": (phrase("Save as"), False, False, MODEL_SUFFIXES),
     "open": (phrase("Open a configuration"), True, False, CONFIG_SUFFIXES),
     "save": (phrase("Save the configuration as"), False, False, (".json",)),
 }
@@ -49,7 +51,7 @@ def _row(entry: Entry, takes_files: bool, words: Words) -> str:
 
 def _foot(kind: str, listing: Listing, takes_folders: bool, suggestion: str, words: Words) -> str:
     here = escape(listing.path)
-    if kind == "save":
+    if kind in ("save", "target"):
         return (
             f'<div class="k-foot"><input name="name" value="{escape(suggestion)}" aria-label="{words("File name")}">'
             f'<button class="k-main" data-pick="" data-folder="{here}">{words("Save here")}</button></div>'

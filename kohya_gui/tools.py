@@ -1,208 +1,38 @@
-"""The data scripts that the page runs as jobs: one record each, and the command that a form makes of it.
+"""The scripts that the page runs as jobs, and the command that a form makes of one of them.
 
-A new tool on the page is one more record in `TOOLS`.
+A new tool on the page is one more record in `tools_captions`, `tools_lora` or `tools_models`.
 """
 
+import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kohya_gui import command as commands
-from kohya_gui import launch_args, machine
+from kohya_gui import launch_args, machine, tools_captions, tools_lora, tools_models
 from kohya_gui.command import Plan
 from kohya_gui.paths import Roots, caption_ending
-from kohya_gui.phrases import phrase
+from kohya_gui.tools_record import DEVICE, PREFIX, Shelf, Tool
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.fields import convert
 from sd_scripts.schema.option import OptionField, section_fields
 from sd_scripts.schema.suggest import nearest
-from sd_scripts.schema.tools import GroupImagesOptions
-from sd_scripts.schema.tools_captions import (
-    Blip2CaptionOptions,
-    BlipOptions,
-    EditCaptionsOptions,
-    GitOptions,
-    TaggerOptions,
-)
 
-PREFIX = "tool:"
+__all__ = ["PREFIX", "SHELVES", "TOOLS", "Shelf", "Tool", "build", "find_tool", "is_tool", "resolved", "start_values",
+           "tool_fields", "wants_gpu"]  # fmt: skip
+
 _HUB_NAME = re.compile(r"^[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*\Z", re.ASCII)
 _ENDINGS = ("caption_ext", "caption_extension", "caption_extention", "extension")
-_TAGGERS = tuple(
-    f"SmilingWolf/{name}"
-    for name in (
-        "wd-v1-4-convnext-tagger-v2",
-        "wd-v1-4-convnextv2-tagger-v2",
-        "wd-v1-4-vit-tagger-v2",
-        "wd-v1-4-swinv2-tagger-v2",
-        "wd-v1-4-moat-tagger-v2",
-        "wd-swinv2-tagger-v3",
-        "wd-vit-tagger-v3",
-        "wd-convnext-tagger-v3",
-        "wd-eva02-large-tagger-v3",
-    )
-)
+PATHS = ("file", "folder", "model", "weights", "target")
+"""Kinds of options that name a file or folder."""
+_SHELVES = (tools_captions, tools_lora, tools_models)
 
-
-@dataclass(frozen=True)
-class Tool:
-    """One script as the page shows it.
-
-    `keys` are the options on the form, in reading order; `start` what it opens with where that is not the script's own
-    default, `sent` what is always given. `changes` describe options otherwise than the script does. A tool with `gpu`
-    waits for trainings on the GPU. `folder` is the option that says where it works. In the texts of `blanks` blanks at
-    the ends count.
-    """
-
-    name: str
-    title: str
-    does: str
-    script: str
-    section: type
-    keys: tuple[str, ...]
-    folder: str
-    button: str = phrase("Start")
-    gpu: bool = False
-    start: Mapping[str, Any] = field(default_factory=dict)
-    sent: Mapping[str, Any] = field(default_factory=dict)
-    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    wide: tuple[str, ...] = ()
-    blanks: tuple[str, ...] = ()
-
-    @property
-    def command(self) -> str:
-        """The name under which jobs know it."""
-        return PREFIX + self.name
-
-
-TOOLS: dict[str, Tool] = {
-    tool.name: tool
-    for tool in (
-        Tool(
-            "basic_caption",
-            "Basic",
-            "Write one caption for all pictures, add words to captions, or replace words in them.",
-            "sd_scripts/tools/edit_captions.py",
-            EditCaptionsOptions,
-            ("images_dir", "caption_ext", "overwrite", "caption_text", "prefix", "postfix", "find_text", "replace_text",
-             "recursive"),
-            "images_dir",
-            "Caption images",
-            wide=("images_dir",),
-            blanks=("find_text", "replace_text"),
-        ),
-        Tool(
-            "blip_caption",
-            "BLIP",
-            "Describe every picture in a sentence by BLIP.",
-            "sd_scripts/finetune/make_captions.py",
-            BlipOptions,
-            ("train_data_dir", "caption_extension", "overwrite", "prefix", "postfix", "batch_size", "beam_search",
-             "num_beams", "top_p", "max_length", "min_length", "caption_weights", "recursive", "seed"),
-            "train_data_dir",
-            "Caption images",
-            gpu=True,
-            start={"caption_extension": ".txt", "beam_search": True},
-            wide=("train_data_dir", "caption_weights"),
-        ),
-        Tool(
-            "blip2_caption",
-            "BLIP-2",
-            "Describe every picture in a sentence by BLIP-2, which sees more and needs more memory.",
-            "sd_scripts/finetune/make_captions_by_blip2.py",
-            Blip2CaptionOptions,
-            ("train_data_dir", "caption_extension", "overwrite", "prefix", "postfix", "do_sample", "num_beams",
-             "repetition_penalty", "length_penalty", "temperature", "top_p", "min_new_tokens", "max_new_tokens",
-             "batch_size", "model_id", "recursive", "seed"),
-            "train_data_dir",
-            "Caption images",
-            gpu=True,
-            wide=("train_data_dir", "model_id"),
-        ),
-        Tool(
-            "git_caption",
-            "GIT",
-            "Describe every picture in a sentence by GIT.",
-            "sd_scripts/finetune/make_captions_by_git.py",
-            GitOptions,
-            ("train_data_dir", "caption_extension", "overwrite", "prefix", "postfix", "batch_size",
-             "max_data_loader_n_workers", "max_length", "model_id", "remove_words", "recursive"),
-            "train_data_dir",
-            "Caption images",
-            gpu=True,
-            start={"caption_extension": ".txt", "max_data_loader_n_workers": 2, "max_length": 75},
-            wide=("train_data_dir", "model_id"),
-        ),
-        Tool(
-            "wd14_caption",
-            "WD14",
-            "Write tags for every picture by a WD14 tagger.",
-            "sd_scripts/finetune/tag_images_by_wd14_tagger.py",
-            TaggerOptions,
-            ("train_data_dir", "caption_extension", "caption_separator", "undesired_tags", "prefix", "postfix",
-             "overwrite", "append_tags", "remove_underscore", "recursive", "debug", "frequency_tags", "repo_id",
-             "force_download", "general_threshold", "character_threshold", "always_first_tags", "tag_replacement",
-             "character_tag_expand", "character_tags_first", "use_rating_tags", "use_rating_tags_as_last_tag",
-             "batch_size", "max_data_loader_n_workers", "model_dir"),
-            "train_data_dir",
-            "Caption images",
-            gpu=True,
-            start={
-                "remove_underscore": True,
-                "debug": True,
-                "frequency_tags": True,
-                "repo_id": "SmilingWolf/wd-v1-4-convnextv2-tagger-v2",
-                "general_threshold": 0.35,
-                "character_threshold": 0.35,
-                "batch_size": 8,
-                "max_data_loader_n_workers": 2,
-            },
-            sent={"onnx": True},
-            changes={"repo_id": {"choices": _TAGGERS, "custom": True}},
-            wide=("train_data_dir",),
-            blanks=("caption_separator",),
-        ),
-        Tool(
-            "group_images",
-            "Group images",
-            "Sort pictures by shape into groups of equal size and crop each group to one shape, so that batches are "
-            "full.",
-            "sd_scripts/tools/group_images.py",
-            GroupImagesOptions,
-            ("input_folder", "output_folder", "group_size", "include_subfolders", "do_not_copy_other_files", "pad",
-             "caption", "caption_ext", "overwrite"),
-            "output_folder",
-            "Group images",
-            start={"group_size": 4},
-            wide=("input_folder", "output_folder"),
-        ),
-    )
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Shelf:
-    """One sub-tab with tools side by side on sub-tabs of its own, or a single one; `manual`: captions by hand, too."""
-
-    name: str
-    title: str
-    tools: tuple[str, ...]
-    manual: bool = False
-
-
-SHELVES = (
-    Shelf(
-        "captioning",
-        "Captioning",
-        ("basic_caption", "blip_caption", "blip2_caption", "git_caption", "wd14_caption"),
-        manual=True,
-    ),
-    Shelf("group", "Group images", ("group_images",)),
-)
+TOOLS: dict[str, Tool] = {tool.name: tool for shelf in _SHELVES for tool in shelf.TOOLS}
+SHELVES: tuple[Shelf, ...] = tuple(shelf for part in _SHELVES for shelf in part.SHELVES)
 
 
 def is_tool(command: str) -> bool:
@@ -223,9 +53,18 @@ def find_tool(command: str) -> Tool:
 
 
 @cache
+def _of_script(name: str) -> Mapping[str, OptionField]:
+    """The options of a tool's script."""
+    return {option.key: option for option in section_fields(TOOLS[name].section)}
+
+
+@cache
 def _fields(name: str) -> Mapping[str, OptionField]:
+    """Everything that a form may say: the options of the script, and those of the page."""
     tool = TOOLS[name]
-    return {option.key: replace(option, **tool.changes.get(option.key, {})) for option in section_fields(tool.section)}
+    own = {option.key: option for option in section_fields(tool.page)} if tool.page else {}
+    known = {**_of_script(name), **own}
+    return {key: replace(option, **tool.changes.get(key, {})) for key, option in known.items()}
 
 
 def tool_fields(tool: Tool) -> Mapping[str, OptionField]:
@@ -236,7 +75,14 @@ def tool_fields(tool: Tool) -> Mapping[str, OptionField]:
 
 def start_values(tool: Tool) -> dict[str, Any]:
     """What the form opens with."""
-    return {key: tool.start.get(key, option.default) for key, option in tool_fields(tool).items()}
+    first = {key: tool.start.get(key, option.default) for key, option in tool_fields(tool).items()}
+    here = "cuda" if machine.has_gpu() else "cpu"
+    return {key: here if value is DEVICE else value for key, value in first.items()}
+
+
+def wants_gpu(tool: Tool, values: Mapping[str, Any]) -> bool:
+    """Whether a job with these values has to wait for trainings on the GPU."""
+    return tool.gpu or str(values.get("device") or "").startswith("cuda")
 
 
 def resolved(tool: Tool, values: Mapping[str, Any], roots: Roots) -> dict[str, Any]:
@@ -250,16 +96,30 @@ def resolved(tool: Tool, values: Mapping[str, Any], roots: Roots) -> dict[str, A
         value = made.get(key)
         if key == "repo_id" and value and not _is_hub_name(str(value)):
             raise UserError(f"{value!r} is no name on the Hugging Face Hub.", key, "Write it as owner/name.")
-        if option.kind not in ("file", "folder", "model"):
+        if option.kind not in PATHS:
             continue
         if value in (None, ""):
             if option.default is None and not option.optional:
-                raise UserError(f"{option.label} is missing.", key, "Choose a folder.")
+                raise UserError(f"{option.label} is missing.", key, _hint(option))
             continue
         if value == option.default or (option.kind == "model" and _is_hub_name(str(value))):
             continue
-        made[key] = str(roots.inside(str(value), key))
+        made[key] = str(roots.inside(with_ending(tool, key, str(value), made), key))
     return made
+
+
+def _hint(option: OptionField) -> str:
+    return "Choose a folder." if option.kind == "folder" else "Choose a file."
+
+
+def with_ending(tool: Tool, key: str, text: str, values: Mapping[str, Any]) -> str:
+    """The name of a file to write, with the usual ending if it has none of those it may have; of a model in a folder
+    another folder is made."""
+    allowed = tool.endings.get(key, ())
+    if not allowed or text.lower().endswith(allowed):
+        return text
+    source = str(values.get(tool.follows) or "") if tool.follows else ""
+    return text if source and os.path.isdir(source) else text + allowed[0]
 
 
 def _is_hub_name(text: str) -> bool:
@@ -267,7 +127,7 @@ def _is_hub_name(text: str) -> bool:
 
 
 def build(command: str, values: Mapping[str, Any], *, job_dir: Path | None = None) -> Plan:
-    """The command for a tool's values; pure.
+    """The command for a tool's values; nothing is written and nothing read but headers of models.
 
     Args:
         command: "tool:<name>".
@@ -278,6 +138,33 @@ def build(command: str, values: Mapping[str, Any], *, job_dir: Path | None = Non
         UserError: naming the option, if no command can be made.
     """
     tool = find_tool(command)
+    options = _options(tool, _given(tool, values))
+    known = _of_script(tool.name)
+    full = {key: options.get(key, option.default) for key, option in known.items()}
+    flags: list[str] = []
+    places: list[str] = []
+    for key, option in known.items():
+        if not option.flag:
+            if key not in options:
+                raise UserError(f"{option.label} is missing.", key, "Fill it in.")
+            places.append(str(options[key]))
+        elif key in options and options[key] != option.default and (option.when is None or option.when.holds(full)):
+            flags += _flag(key, options[key])
+    folder = str(job_dir) if job_dir is not None else "JOB_FOLDER"
+    if tool.reports:
+        flags.append(f"--json={Path(folder) / tool.reports}")
+    script = tool.choose(values) if tool.choose else tool.script
+    argv = [sys.executable, str(commands.PROJECT / script), "--job_dir", folder, *flags, "--", *places]
+    env = launch_args.environment({"num_processes": 1}, commands.PROJECT, not machine.has_gpu())
+    return Plan(command, argv, {}, "", env, [])
+
+
+def _given(tool: Tool, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the form says, each value of its option's kind.
+
+    Raises:
+        UserError: naming the option, if it is none of this tool or the value is none of its.
+    """
     known = _fields(tool.name)
     given: dict[str, Any] = {}
     for key, value in {**values, **tool.sent}.items():
@@ -287,27 +174,26 @@ def build(command: str, values: Mapping[str, Any], *, job_dir: Path | None = Non
             given[key] = convert(known[key], value)
             if key in _ENDINGS:
                 given[key] = caption_ending(str(given[key]), key)
-    full = {key: given.get(key, option.default) for key, option in known.items()}
-    flags: list[str] = []
-    places: list[str] = []
-    for key, option in known.items():
-        if not option.flag:
-            if key not in given:
-                raise UserError(f"{option.label} is missing.", key, "Fill it in.")
-            places.append(str(given[key]))
-        elif key in given and given[key] != option.default and (option.when is None or option.when.holds(full)):
-            flags += _flag(key, given[key])
-    folder = str(job_dir) if job_dir is not None else "JOB_FOLDER"
-    argv = [sys.executable, str(commands.PROJECT / tool.script), "--job_dir", folder, *flags, "--", *places]
-    env = launch_args.environment({"num_processes": 1}, commands.PROJECT, not machine.has_gpu())
-    return Plan(command, argv, {}, "", env, [])
+            if key in tool.endings:
+                given[key] = with_ending(tool, key, str(given[key]), values)
+    return given
+
+
+def _options(tool: Tool, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the script."""
+    known = _of_script(tool.name)
+    options = {key: value for key, value in given.items() if key in known}
+    if tool.into is not None:
+        full = {key: given.get(key, option.default) for key, option in _fields(tool.name).items()}
+        options |= tool.into(full)
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _flag(key: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{key}"]
     if isinstance(value, list):
-        if any(str(item).startswith("-") for item in value):
+        if any(isinstance(item, str) and item.startswith("-") for item in value):
             raise UserError(f"{key} holds a word that begins with a hyphen, which would count as a flag.", key)
         return [f"--{key}", *map(str, value)]
     # one word, so that a text that begins with a hyphen is no flag

@@ -16,7 +16,7 @@ from sd_scripts.schema.option import OptionField
 # text for accelerate that is no flag of it
 _FURTHER = "extra_accelerate_launch_args"
 _ARGUMENTS = {key: argument for kind in LORA_TYPES.values() for key, argument in kind.args}
-PATH_KINDS = ("file", "folder", "model")
+PATH_KINDS = ("file", "folder", "model", "weights", "target")
 
 
 def html(value: Any = "", **options: Any) -> gr.HTML:

@@ -27,6 +27,7 @@
     config.components = page.parts.map(([id, shape, elem_id, value]) => {
       const [type, props] = structuredClone(page.shapes[shape]), own = { elem_classes: [], buttons: [], ...props };
       if (/-fields$/.test(elem_id)) K.values[elem_id.slice(0, -7)] = value;
+      if (/-bench$/.test(elem_id)) K.values[elem_id.slice(0, -6)] = value.start;
       if (elem_id === 'top' && !first && known.has(`top-${last}`)) own.selected = last;
       return { id, type, props: Object.assign(own, elem_id && { elem_id }, value !== undefined && { value }) };
     });
@@ -40,6 +41,7 @@
   K.join = (tab, trigger, server) => { K.bridge[tab] = { send: (data) => trigger('click', data), server }; };
   const heard = {}; // tabs that Python has answered: before, the form that this browser kept comes back first
   K.later = (tab) => after(tab, 500, () => { // half a second after the last change
+    if (benches.has(tab)) return void K.call(tab, { do: 'look' });
     const kept = !heard[tab] && localStorage.getItem(`kohya-${tab}`);
     $(`#${tab}-${kept ? 'recall' : 'refresh'}`)?.click();
     if (!heard[tab] && !kept) $(`#${tab}-greet`)?.click();
@@ -55,6 +57,10 @@
     if (state.looked && K.leaving === tab) after('reload', 500, () => location.reload());
     if (state.sheet) K.sheet(state.sheet.title, state.sheet.html);
     if (state.close) sheet.close();
+    if (state.fill) refill(tab, state.fill);
+    const place = state.result !== undefined && $(`#${tab}-result`);
+    if (place) place.innerHTML = state.result; // made by our own Python
+    if (state.follow) after(`${tab} job`, 1000, () => K.call(tab, { do: 'follow', job: state.follow }));
     if (state.top) K.top(state.top);
     if (state.go) K.go(state.form ?? tab, state.go);
     if (state.send) hand(state.send);
@@ -76,8 +82,11 @@
   K.hold = (tab, props) => {
     const { '@patch': patch, ...given } = props.value ?? {};
     holders[tab] = props;
-    K.values[tab] = patch ? { ...K.values[tab], ...patch } : given;
+    refill(tab, patch ? { ...K.values[tab], ...patch } : given);
     if (patch) props.value = K.values[tab];
+  };
+  const refill = (tab, values) => {
+    K.values[tab] = values;
     all(`#${tab}-form .k-field[id^="${tab}-"]`).forEach((element) => show(tab, element));
   };
   const show = (tab, element) => {
@@ -98,11 +107,30 @@
       return;
     }
     K.values[tab] = { ...K.values[tab], [key]: input.type === 'checkbox' ? input.checked : input.value };
-    holders[tab].value = K.values[tab];
+    if (holders[tab]) holders[tab].value = K.values[tab];
     K.later(tab);
   };
-  K.grid = (element) => {
-    const [tab, number] = element.closest('.block').id.split('-grid-'), grid = tag('div', 'k-grid');
+  // a tool: its fields and buttons are one piece of HTML, and what it asks goes past Gradio's events
+  const benches = new Set();
+  K.bench = (tab, element, { html }) => {
+    benches.add(tab);
+    element.innerHTML = html; // made by our own Python
+    const ask = (what) => (request) => K.bridge.utilities.server[what]({ ...request, form: tab });
+    K.bridge[tab] = { send: (data) => K.call(tab, data), server: { browse: ask('browse'), complete: ask('complete') } };
+    fields($('.k-place', element), tab, 0);
+  };
+  K.call = async (tab, data) => {
+    const button = $(`#${tab}-${data.do}`);
+    while (!K.bridge.utilities) await pause();
+    if (button) button.disabled = true;
+    const asked = { ...data, form: tab, contents: K.values[tab] };
+    const answer = await K.bridge.utilities.server.act(asked).catch(() => null); // the page may have gone away
+    if (button) button.disabled = false;
+    K.receive(answer?.form ?? tab, answer);
+  };
+  K.grid = (element) => fields(element, ...element.closest('.block').id.split('-grid-'));
+  const fields = (element, tab, number) => {
+    const grid = tag('div', 'k-grid');
     const here = Object.entries(K.facts[tab]).filter(([, fact]) => fact.grid === Number(number));
     grid.append(...here.map(([key, fact]) => make(tab, key, fact)), tag('div', 'k-more'));
     element.replaceChildren(grid);
@@ -239,21 +267,22 @@
     const [tab] = parts(box), query = $('input, textarea', box).value.trim().toLowerCase().replace(/^--/, '');
     $('.k-results')?.remove();
     if (!query) return;
-    const points = (key, { label, tip, old }) => {
-      const names = [label, key, key.replaceAll('_', ' '), ...old].map((name) => name.toLowerCase());
+    const points = (key, { label, tip, old, of = '' }) => {
+      const names = [label, key, key.replaceAll('_', ' '), of, ...old].map((name) => name.toLowerCase());
       if (names.includes(query)) return 0;
       if (names.some((name) => name.startsWith(query))) return 1;
       if (names.some((name) => name.includes(query))) return 2;
       return tip.toLowerCase().includes(query) ? 3 : 9;
     };
-    const known = Object.entries(K.facts[tab]).filter(([, fact]) => fact.tip);
-    const hits = known.map(([key, fact]) => [points(key, fact), key])
-      .filter(([score]) => score < 9).sort((a, b) => a[0] - b[0]).slice(0, 10);
+    const forms = K.facts[tab] ? [tab] : Object.keys(K.facts).filter((name) => name.startsWith('tool_'));
+    const known = forms.flatMap((form) => Object.entries(K.facts[form]).map(([key, fact]) => [form, key, fact]));
+    const hits = known.filter(([, , fact]) => fact.tip).map(([form, key, fact]) => [points(key, fact), form, key, fact])
+      .filter(([score]) => score < 9).sort((a, b) => a[0] - b[0]).slice(0, forms[1] ? 20 : 10);
     const list = tag('div', 'k-results');
-    for (const [, key] of hits) {
-      const row = tag('button', 'k-result', K.facts[tab][key].label);
-      row.append(tag('small', '', `--${key}`));
-      Object.assign(row.dataset, { go: key, tab });
+    for (const [, form, key, fact] of hits) {
+      const row = tag('button', 'k-result', fact.label);
+      row.append(tag('small', '', fact.of ?? `--${key}`));
+      Object.assign(row.dataset, { go: key, tab: form });
       list.append(row);
     }
     if (!hits.length) list.append(tag('div', 'k-result', word('No field has this name')));
@@ -350,6 +379,7 @@
     },
     theme: () => localStorage.setItem('kohya-theme', document.body.classList.toggle('dark') ? 'dark' : 'light'),
     top: (b) => K.top(b.dataset.top),
+    call: (b) => K.call(tabOf(b), { ...b.dataset, do: b.dataset.call }),
   };
   const on = (name, work) => document.addEventListener(name, (event) => work(event, (s) => event.target.closest?.(s)));
   on('click', (event, near) => {
@@ -371,6 +401,10 @@
   });
   on('input', (event, near) => {
     if (near('.k-search')) search(near('.k-search'));
+    if (near('[data-filter]')) {
+      const wanted = event.target.value.trim().toLowerCase();
+      all('[data-row]', near('.k-notes')).forEach((row) => { row.hidden = !`${row.textContent} ${$('th', row)?.title ?? ''}`.toLowerCase().includes(wanted); });
+    }
     if (near('.k-cut')) near('.k-compare').style.setProperty('--cut', `${event.target.value}%`);
     if (near('.k-field')) typed(near('.k-field'));
     if (near('.k-path') && /[/\\]/.test(event.target.value)) complete(near('.k-path'), event.target.value);

@@ -10,7 +10,8 @@ from kohya_gui.metadata_steps import metadata_files
 from kohya_gui.paths import Roots
 from kohya_gui.pictures import open_safely
 from kohya_gui.prepare.folders import free_space
-from kohya_gui.prepare.looks import Look, pictures_in
+from kohya_gui.prepare.look import Look
+from kohya_gui.prepare.looks import pictures_in
 from sd_scripts.schema.buckets import Bucketer, Bucketing
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.folders import normalise_extension

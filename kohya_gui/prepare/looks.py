@@ -2,28 +2,21 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kohya_gui.localization import Words
+from kohya_gui.paths import Roots
+from kohya_gui.prepare import looks_lora, looks_models, looks_weights
 from kohya_gui.prepare.folders import free_space
-from kohya_gui.tools import Tool, tool_fields
+from kohya_gui.prepare.look import Look
+from kohya_gui.tools import PATHS, Tool, tool_fields
 from sd_scripts.schema.caption_edit import CaptionEdit
 from sd_scripts.schema.captions import decode_caption
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.folders import IMAGE_EXTENSIONS, normalise_extension
 
 MOST_ROWS = 20
-
-
-@dataclass(frozen=True)
-class Look:
-    """What will happen, for people: (label, text) lines and one table."""
-
-    lines: tuple[tuple[str, str], ...]
-    head: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
 
 
 def pictures_in(folder: Path, recursive: bool, key: str) -> list[Path]:
@@ -70,8 +63,14 @@ def look(tool: Tool, values: Mapping[str, Any], words: Words) -> Look:
         "basic_caption": _edits,
         "group_images": _groups,
     }
+    works |= looks_lora.LOOKS | looks_models.LOOKS
     usual = _captions if "caption_extension" in tool.keys else _places
     return works.get(tool.name, usual)(tool, values, words)
+
+
+def notes(tool: Tool, values: Mapping[str, Any], roots: Roots, words: Words) -> dict[str, dict[str, str]]:
+    """What stands under the fields while one fills them: what the chosen files are, told from their headers."""
+    return looks_weights.notes(tool, values, roots, words)
 
 
 def _places(tool: Tool, values: Mapping[str, Any], words: Words) -> Look:
@@ -79,7 +78,7 @@ def _places(tool: Tool, values: Mapping[str, Any], words: Words) -> Look:
     lines = []
     for key, option in tool_fields(tool).items():
         text = str(values.get(key) or "")
-        if text and option.kind in ("file", "folder", "model"):
+        if text and option.kind in PATHS:
             state = (
                 words("{path} is there", path=text) if Path(text).exists() else words("{path} is not there", path=text)
             )

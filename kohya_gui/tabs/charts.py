@@ -3,10 +3,12 @@ themselves."""
 
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 
 Point = tuple[int, float]
 WIDTH, HEIGHT = 560, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 10, 28
+_BAR = 17
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -104,4 +106,26 @@ def chart(
         f'<circle class="k-valid k-dot" r="4" cx="{scale.x(step):.1f}" cy="{scale.y(value):.1f}"/>'
         for step, value in dots
     ]
+    return "".join([*parts, "</svg>"])
+
+
+def bars(values: Sequence[tuple[str, float]], title: str) -> str:
+    """A bar for each value, with its name before and its number behind it.
+
+    Args:
+        values: (name, value from 0), drawn from top to bottom.
+        title: what it shows, for those who cannot see it.
+    """
+    names = 150
+    most = max((value for _, value in values), default=0.0) or 1.0
+    height = _BAR * len(values) + 4
+    parts = [f'<svg class="k-chart k-bars" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(title)}">']
+    for number, (name, value) in enumerate(values):
+        y = _BAR * number
+        length = max(value / most, 0.0) * (WIDTH - names - 70)
+        parts.append(f'<text x="{names - 8}" y="{y + 13}" text-anchor="end">{escape(name[:26])}</text>')
+        parts.append(
+            f'<rect class="k-bar-fill" x="{names}" y="{y + 3}" width="{length:.1f}" height="{_BAR - 5}" rx="2"/>'
+        )
+        parts.append(f'<text x="{names + length + 6:.1f}" y="{y + 13}">{tick_text(value)}</text>')
     return "".join([*parts, "</svg>"])

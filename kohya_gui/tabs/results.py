@@ -2,14 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 
+from kohya_gui.job_view import JobView
 from kohya_gui.localization import Words
 from kohya_gui.pickers import size_text
 from kohya_gui.prepare.balance import Renaming
 from kohya_gui.prepare.folders import Plan
 from kohya_gui.prepare.journal import PLACE
-from kohya_gui.prepare.looks import Look
+from kohya_gui.prepare.look import Look
+from kohya_gui.tabs.jobs_html import file_link
 from sd_scripts.schema.errors import UserError
+
+MOST_FILES = 5
 
 
 def said(text: str, kind: str = "") -> str:
@@ -43,6 +48,19 @@ def facts(lines: Sequence[tuple[str, str]]) -> str:
 def look(found: Look, words: Words) -> str:
     """The dry run of a tool."""
     return f"<h2>{words('What will happen')}</h2>{facts(found.lines)}{table(found.head, found.rows)}"
+
+
+def written(view: JobView, words: Words) -> str:
+    """The files that a job wrote, each with its download."""
+    made = [item for item in view.files if not item.state]
+    rows = "".join(
+        f'<p class="k-file-row"><b>{escape(Path(item.path).name)}</b>'
+        f'<span class="k-quiet">{size_text(item.size)}</span>'
+        f"{file_link(item.path, words('Download'))}</p>"
+        for item in made[:MOST_FILES]
+    )
+    more = len(made) - MOST_FILES
+    return rows + (said(words("and {n} more", n=more)) if more > 0 else "")
 
 
 def preparation(plan: Plan, words: Words, *, done: bool = False) -> str:

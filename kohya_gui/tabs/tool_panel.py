@@ -1,21 +1,18 @@
-"""One utility on the page: its form, Start, Dry run, Undo, and what came of it. The work is done by a job."""
+"""Start, Dry run and Undo of a panel, and the job behind them: what the preparations have in common."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from kohya_gui import job_plan, tools, widgets
+from kohya_gui import job_plan, widgets
 from kohya_gui.job_view import JobView
 from kohya_gui.localization import Words
-from kohya_gui.prepare.looks import look
 from kohya_gui.prepare.undo import can_undo, undo_job
 from kohya_gui.services import Services
 from kohya_gui.tabs import results
-from kohya_gui.tabs.tool_form import QUIET, ToolForm, Where
-from kohya_gui.tools import Tool
+from kohya_gui.tabs.tool_form import QUIET
 from sd_scripts.schema.errors import UserError
 
 TICK_SECONDS = 1.0
@@ -92,75 +89,6 @@ class Following:
                     return view
                 raise UserError(f"{view.name} is still at work.", hint="Wait until it is over, or end it in Jobs.")
         raise UserError("There is nothing to undo.")
-
-
-class ToolPanel:
-    """One tool of `tools.TOOLS`. Sessions share the object, so it holds no state."""
-
-    def __init__(self, tool: Tool, services: Services, where: Where) -> None:
-        self.tool = tool
-        self.services = services
-        self.words = services.words
-        self.name = f"tool_{tool.name}"
-        self.fields = ToolForm(
-            self.name,
-            tools.tool_fields(tool),
-            services,
-            where,
-            start=tools.start_values(tool),
-            wide=tool.wide,
-            blanks=tool.blanks,
-        )
-        self.following = Following(self.name, tool.command, services)
-
-    def build(self) -> None:
-        """Make the panel."""
-        with gr.Column(elem_classes=["k-card", "k-tool"]):
-            widgets.html(f'<p class="k-quiet">{self.words(self.tool.does)}</p>')
-            self.fields.build()
-            _, (self.run, self.dry, self.undo) = buttons(self.name, self.words, self.words(self.tool.button))
-            self.following.build()
-
-    def wire(self) -> None:
-        """Connect the buttons."""
-        self.fields.wire()
-        inputs, said = self.fields.form.inputs, [self.following.result, self.fields.channel]
-        outputs = [*self.following.outputs, self.fields.channel]
-        self.run.click(self._run, inputs, outputs, trigger_mode="once", **QUIET)
-        self.dry.click(self._dry, inputs, said, trigger_mode="always_last", **QUIET)
-        self.following.wire(self.undo)
-
-    def opened(self, values: Mapping[str, Any]) -> list[Any]:
-        """The updates of the form's `inputs` that show a job's values."""
-        return self.fields.form.fill({**tools.start_values(self.tool), **values})
-
-    def left(self) -> list[Any]:
-        """The updates that leave the form as it is."""
-        return self.fields.form.patch({})
-
-    # ------------------------------------------------------------------ what happens
-
-    def _values(self, contents: Sequence[Any]) -> dict[str, Any]:
-        found = self.fields.values(contents)
-        applies = self.fields.form.applicable(found)
-        return tools.resolved(self.tool, applies, self.services.roots)
-
-    def _dry(self, *contents: Any) -> list[Any]:
-        try:
-            html = results.look(look(self.tool, self._values(contents), self.words), self.words)
-            return [html, self.fields.message(contents)]
-        except UserError as error:
-            return [results.mistake(error, self.words), self.fields.message(contents, error)]
-
-    def _run(self, *contents: Any) -> list[Any]:
-        try:
-            values = self._values(contents)
-            # what the dry run would refuse need not become a failed job
-            look(self.tool, values, self.words)
-            folder = Path(str(values.get(self.tool.folder) or ""))
-            return [*self.following.start(values, f"{self.tool.title} {folder.name}"), self.fields.message(contents)]
-        except UserError as error:
-            return [*self.following.refused(error), self.fields.message(contents, error)]
 
 
 def progress(view: JobView, words: Words) -> str:

@@ -88,7 +88,8 @@ class Report:
         Raises:
             OSError: what stands there cannot be kept.
         """
-        if self._folder is None:
+        if self._folder is None or path.resolve().parent == self._folder.resolve():
+            # what goes into the job's own folder is part of the report
             yield
             return
         with self._lock:

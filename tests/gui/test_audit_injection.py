@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from gui_bench import Bench
 
-from kohya_gui import checks, command, command_line, configs, launch_args, paths, tools
+from kohya_gui import checks, command, command_line, configs, launch_args, paths, tools, tools_captions
 from kohya_gui.prepare import tags
 from kohya_gui.supervisor import read_json, write_json
 from sd_scripts.networks.plugin import REGISTRY
@@ -251,7 +251,7 @@ def test_no_caption_is_written_as_a_program(text: str) -> None:
             tags.ending(text)
 
 
-@pytest.mark.parametrize("name", list(tools.TOOLS))
+@pytest.mark.parametrize("name", [tool.name for tool in tools_captions.TOOLS])
 def test_every_text_field_of_a_tool(name: str) -> None:
     tool = tools.TOOLS[name]
     known = tools.tool_fields(tool)

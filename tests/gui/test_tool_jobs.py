@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from gui_bench import Bench
 
-from kohya_gui import command, job_plan, tools
+from kohya_gui import command, job_plan, tools, tools_captions
 from kohya_gui.cli import main as cli
 from kohya_gui.command import Plan, Step
 from kohya_gui.job_queue import has_room
@@ -211,7 +211,7 @@ def test_the_folder_of_the_job_is_given_to_data_scripts_only(tmp_path: Path) -> 
 # ---------------------------------------------------------------- records
 
 
-@pytest.mark.parametrize("name", sorted(tools.TOOLS))
+@pytest.mark.parametrize("name", [tool.name for tool in tools_captions.TOOLS])
 def test_every_tool_is_a_complete_record(name: str, tmp_path: Path) -> None:
     tool = tools.TOOLS[name]
     fields = tools.tool_fields(tool)

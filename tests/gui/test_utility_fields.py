@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kohya_gui import tools
+from kohya_gui import tools, tools_captions
 from kohya_gui.form import Form
 from kohya_gui.jobs import JobStore
 from kohya_gui.localization import load
@@ -57,10 +57,12 @@ def other_value(option: OptionField, value: Any, folder: Path) -> Any:
     """A value that is not the first one."""
     if option.type == "bool":
         return not value
-    if option.kind in ("folder", "file", "model"):
+    if option.kind in tools.PATHS:
         return str(folder / "other")
+    if option.choices and not option.custom:
+        return next(choice for choice in option.choices if choice != value)
     if option.type.startswith("int"):
-        return int(value or 1) + 1
+        return int(value or 1) + (1 if int(value or 1) != option.maximum else -1)
     if option.type == "float":
         return round(float(value or 0) + 0.05, 3) if (option.maximum or 9) > float(value or 0) + 0.05 else 0.8
     if option.key.startswith("caption_ext"):
@@ -68,7 +70,7 @@ def other_value(option: OptionField, value: Any, folder: Path) -> Any:
     return "some/other" if option.key == "repo_id" else "some, words"
 
 
-@pytest.mark.parametrize("name", sorted(tools.TOOLS))
+@pytest.mark.parametrize("name", [tool.name for tool in tools_captions.TOOLS])
 def test_every_field_changes_the_command(name: str, tmp_path: Path) -> None:
     tool = tools.TOOLS[name]
     fields, start = tools.tool_fields(tool), tools.start_values(tool)

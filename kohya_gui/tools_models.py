@@ -1,0 +1,82 @@
+"""The records of the tools that work on whole models, and on the notes in files."""
+
+from kohya_gui import tools_fields as fields
+from kohya_gui.phrases import phrase
+from kohya_gui.tools_record import Shelf, Tool
+from sd_scripts.schema.tools import ConvertModelOptions, MergeModelsOptions
+from sd_scripts.schema.tools_inspect import EditMetadataOptions
+
+_TARGET = {"kind": "target", "label": "Save to", "optional": False, "default": None}
+_MODELS = ("model_a", "model_b", "model_c", "model_d")
+
+TOOLS: tuple[Tool, ...] = (
+    Tool(
+        "convert_model",
+        "Convert model",
+        "Make one file of a diffusers folder or a folder of a file, .safetensors of .ckpt, or another number format.",
+        "sd_scripts/tools/convert_diffusers20_original_sd.py",
+        ConvertModelOptions,
+        ("model_to_load", "source_model_type", "target_model_folder_input", "target_model_name_input",
+         "target_model_type", "target_save_precision_type", "unet_use_linear_projection", "overwrite"),
+        "target_model_folder_input",
+        "Convert model",
+        changes={
+            "model_to_load": {"label": "Source model"},
+            "unet_use_linear_projection": {"label": "UNet linear projection"},
+        },
+        wide=("model_to_load", "target_model_folder_input"),
+        page=fields.ConvertPage,
+        into=fields.convert_options,
+        models=("model_to_load",),
+        seen=("model_to_load",),
+    ),
+    Tool(
+        "merge_models",
+        "Merge models",
+        "Mix up to four models of one kind into one: the weighted sum of their weights.",
+        "sd_scripts/tools/merge_models.py",
+        MergeModelsOptions,
+        ("model_a", "ratio_a", "model_b", "ratio_b", "model_c", "ratio_c", "model_d", "ratio_d", "output", "precision",
+         "saving_precision", "device", "unet_only", "show_skipped", "overwrite"),
+        "output",
+        "Merge models",
+        start={"saving_precision": "fp16"},
+        changes={
+            "output": _TARGET,
+            "precision": {"label": "Merge precision"},
+            "saving_precision": {"label": "Save precision"},
+            "device": {"choices": ("cpu", "cuda"), "custom": True},
+        },
+        wide=("output",),
+        page=fields.MergeModelsPage,
+        into=fields.models_options,
+        endings={"output": (".safetensors", ".ckpt")},
+        seen=_MODELS,
+    ),
+    Tool(
+        "edit_metadata",
+        "Metadata",
+        "See what is noted in a .safetensors file, and change it. The weights stay as they are.",
+        "sd_scripts/tools/edit_metadata.py",
+        EditMetadataOptions,
+        ("model", "title", "author", "description", "usage_hint", "trigger_phrase", "tags", "license", "more",
+         "without", "thumbnail", "save_to", "clear", "overwrite"),
+        "model",
+        "Save metadata",
+        changes={
+            "model": {"kind": "weights"},
+            "save_to": {"kind": "target", "help": "Another file to write. Without it the file itself is changed."},
+        },
+        wide=("model", "save_to"),
+        page=fields.MetadataPage,
+        into=fields.metadata_options,
+        endings={"save_to": (".safetensors",)},
+        seen=("model",),
+        dry=phrase("Show metadata"),
+    ),
+)  # fmt: skip
+
+SHELVES: tuple[Shelf, ...] = (
+    Shelf("models", "Models", ("convert_model", "merge_models")),
+    Shelf("metadata", "Metadata", ("edit_metadata",)),
+)

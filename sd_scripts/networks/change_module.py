@@ -6,6 +6,7 @@ written down apart, and tested against each other.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from sd_scripts.schema.errors import UserError
 ConvSettings = tuple[Any, Any, Any]
 
 
-class ChangeModule(LoRAModule):
+class ChangeModule(LoRAModule, ABC):
     """A module whose parameters are its own, on one `nn.Linear` or `nn.Conv2d`.
 
     `dropout` acts on single values of what is added, `rank_dropout` on whole outputs per sample (there are no inner
@@ -29,9 +30,9 @@ class ChangeModule(LoRAModule):
 
     kind = ""
 
+    @abstractmethod
     def _added(self, x: Tensor, base: Tensor) -> Tensor:
         """What the module adds for input `x` and the layer's own output `base`, before scale and dropouts."""
-        raise NotImplementedError
 
     def squared_norm(self) -> Tensor:
         """The squared Frobenius norm of the weight's change at multiplier 1."""

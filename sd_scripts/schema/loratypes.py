@@ -53,13 +53,11 @@ def _lycoris(algo: str, args: tuple[tuple[str, str], ...], conv: bool = True) ->
 LORA_TYPES: dict[str, LoraType] = {
     "Standard": LoraType("networks.lora", args=_BLOCKS + _DROP + _PLUS + _START),
     "Kohya LoCon": LoraType("networks.lora", args=_CONV + _BLOCKS + _DROP + _PLUS + _START),
-    "LoRA-FA": LoraType("networks.lora_fa", args=_CONV + _BLOCKS + _DROP),
+    "LoRA-FA": LoraType("networks.lora_fa", args=_CONV + _BLOCKS + _DROP + _PLUS),
     "Kohya DyLoRA": LoraType("networks.dylora", args=_CONV + _same("unit") + _PLUS),
-    "Kohya LoHa": LoraType(
-        "networks.loha", args=_CONV + _DROP + _same("use_tucker") + _PLUS, dropout=False, max_norm=False
-    ),
+    "Kohya LoHa": LoraType("networks.loha", args=_CONV + _DROP + _same("use_tucker") + _PLUS),
     "Kohya LoKr": LoraType(
-        "networks.lokr", args=_CONV + _DROP + _same("use_tucker", "factor") + _PLUS, dropout=False, max_norm=False
+        "networks.lokr", args=_CONV + _DROP + _same("use_tucker", "factor", "decompose_both") + _PLUS
     ),
     "Kohya OFT": LoraType(
         "networks.oft", args=_same("enable_all_linear", "enable_conv"), dropout=False, max_norm=False

@@ -6,7 +6,16 @@ Nothing here opens a file: whether folders exist is for those who use them.
 from collections.abc import Mapping
 from typing import Any
 
-from . import rules_data, rules_learning, rules_methods, rules_network, rules_plugins, rules_run, rules_sdxl
+from . import (
+    rules_data,
+    rules_learning,
+    rules_methods,
+    rules_network,
+    rules_networks,
+    rules_plugins,
+    rules_run,
+    rules_sdxl,
+)
 from .fields import complete, fields, find_command, problem, trainer_fields
 from .finding import Finding, Rule
 from .loratypes import LORA_TYPES
@@ -24,6 +33,7 @@ _BRINGS = (
 RULES: tuple[Rule, ...] = (
     rules_data.RULES
     + rules_network.RULES
+    + rules_networks.RULES
     + rules_plugins.RULES
     + rules_sdxl.RULES
     + rules_learning.RULES

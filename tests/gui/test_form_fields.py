@@ -280,11 +280,5 @@ def test_fields_of_the_newest_version_appear_where_they_have_an_effect() -> None
     table = [row for row in visibility(NEWEST) if row[1] in new]
     # shown for every kind of LyCORIS there, although only some take them
     less = {key for _, key, value, theirs, ours in table if theirs and not ours}
-    assert less == {
-        "bypass_mode",
-        "dora_wd",
-        "loraplus_lr_ratio",
-        "loraplus_text_encoder_lr_ratio",
-        "loraplus_unet_lr_ratio",
-    }
+    assert less == {"bypass_mode", "dora_wd"}
     assert {key for _, key, _, theirs, ours in table if ours and not theirs} <= new

@@ -25,6 +25,10 @@ CAPTIONERS = {
     "finetune/make_captions_by_git.py",
     "finetune/tag_images_by_wd14_tagger.py",
 }
+MERGERS = {"networks/merge_lora.py", "networks/sdxl_merge_lora.py"}
+LOCON = {"tools/lycoris_locon_extract.py", "tools/extract_locon.py"}
+EXTRACTORS = {"networks/extract_lora_from_models.py", *LOCON}
+RESIZERS = {"networks/resize_lora.py", "tools/resize_lora.py"}
 OURS = {
     "overwrite": set(SMALL),
     "keywords": {"tools/cleanup_captions.py"},
@@ -40,6 +44,16 @@ OURS = {
         ),
         {"finetune/tag_images_by_wd14_tagger.py"},
     ),
+    "lbws": {*MERGERS, "networks/svd_merge_lora.py"},
+    "seed": MERGERS,
+    "legacy": {
+        *MERGERS,
+        *RESIZERS,
+        "networks/svd_merge_lora.py",
+        "networks/extract_lora_from_models.py",
+        "networks/extract_lora_from_dylora.py",
+    },
+    "exact": {*EXTRACTORS, "networks/svd_merge_lora.py"},
     "prefix": CAPTIONERS,
     "postfix": CAPTIONERS,
 }

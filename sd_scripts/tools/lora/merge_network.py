@@ -18,6 +18,8 @@ from torch import Tensor
 from sd_scripts.networks.changes import DORA, Misfit, factors
 from sd_scripts.schema.errors import UserError
 from sd_scripts.tools.common import Ticker, say
+from sd_scripts.tools.lora.device import in_parallel
+from sd_scripts.tools.lora.layer_shapes import Kernel
 from sd_scripts.tools.lora.merge import NAMED, Source, require_one_family
 from sd_scripts.tools.report import report
 
@@ -36,14 +38,14 @@ class Part:
         down: [rank, in] or [rank, in, kh, kw].
         scale: alpha / rank.
         strength: of the source.
-        axes: of the tensors in the file, 2 or 4.
+        kernel: of a convolution's tensors; None for a linear layer's.
     """
 
     up: Tensor
     down: Tensor
     scale: float
     strength: float
-    axes: int
+    kernel: Kernel
 
     @property
     def rank(self) -> int:
@@ -91,18 +93,19 @@ def merge_networks(sources: Sequence[Source], target: Path, settings: Settings) 
     kept, whole = 0.0, 0.0
     order = torch.Generator().manual_seed(settings.shuffle or 0)
     ticker = Ticker("modules", len(modules))
-    for number, module in enumerate(modules):
+
+    def work(module: str) -> Merged:
+        parts = parts_of(sources, module)
+        return legacy_merged(parts, module, settings.concat) if settings.legacy else merged(parts, settings.concat)
+
+    for number, (module, found) in enumerate(zip(modules, in_parallel(work, modules, torch.device("cpu")))):
         ticker.at(number)
-        parts = _parts(sources, module)
-        if settings.legacy:
-            up, down, alpha = legacy_merged(parts, module, settings.concat)
-        else:
-            up, down, alpha, share, all_of_it = merged(parts, settings.concat)
-            kept, whole = kept + share, whole + all_of_it
+        kept, whole = kept + found.kept, whole + found.whole
+        up, down = found.up, found.down
         if settings.shuffle is not None:
             turned = torch.randperm(len(down), generator=order)
             up, down = up[:, turned], down[turned]
-        tensors |= named(module, up, down, alpha, parts[0], settings)
+        tensors |= named(module, up, down, found.alpha, found.kernel, settings.precision, settings.saving)
     report.phase("modules", len(modules), len(modules))
     if kept < whole * (1 - 1e-6):
         share = sqrt(kept / whole)
@@ -126,8 +129,12 @@ def _require_lora(sources: Sequence[Source]) -> None:
         )
 
 
-def _parts(sources: Sequence[Source], module: str) -> list[Part]:
-    """The shares of the sources that have the module. Raises UserError if they do not fit one another."""
+def parts_of(sources: Sequence[Source], module: str) -> list[Part]:
+    """The shares of the sources that have the module, all of them plain LoRA.
+
+    Raises:
+        UserError: they do not fit one another, or hold a value that is not finite.
+    """
     found: list[Part] = []
     for source in sources:
         if module not in source.file.modules:
@@ -138,7 +145,7 @@ def _parts(sources: Sequence[Source], module: str) -> list[Part]:
             up, down, scale = factors({name: value.float() for name, value in tensors.items()})
         except Misfit as error:
             raise UserError(f"{source.file.path}: {module} {error}.", "models") from error
-        part = Part(up, down, scale, source.strength(module), tensors["lora_down.weight"].dim())
+        part = Part(up, down, scale, source.strength(module), tuple(down.shape[2:]) or None)
         if found and (len(up), down[0].numel()) != (len(found[0].up), found[0].down[0].numel()):
             sizes = " and ".join(f"{len(one.up)} x {one.down[0].numel()}" for one in (found[0], part))
             raise UserError(
@@ -151,8 +158,28 @@ def _parts(sources: Sequence[Source], module: str) -> list[Part]:
     return found
 
 
-def merged(parts: Sequence[Part], concat: bool) -> tuple[Tensor, Tensor, float, float, float]:
-    """Up [out, rank], down [rank, in * kh * kw], alpha, and the squared norms of the result and of the whole sum.
+@dataclass(frozen=True)
+class Merged:
+    """One module of the result.
+
+    Attributes:
+        up: [out, rank].
+        down: [rank, in * kh * kw].
+        alpha: of the module.
+        kernel: of a convolution; None for a linear layer.
+        kept, whole: squared norms of the result and of the sum that it stands for, where it is cut.
+    """
+
+    up: Tensor
+    down: Tensor
+    alpha: float
+    kernel: Kernel
+    kept: float = 0.0
+    whole: float = 0.0
+
+
+def merged(parts: Sequence[Part], concat: bool) -> Merged:
+    """The sum of the shares: side by side, or cut to the largest of their ranks.
 
     The scale alpha / rank stays that of the first source, so that its factors are not touched at strength 1.
     """
@@ -163,7 +190,7 @@ def merged(parts: Sequence[Part], concat: bool) -> tuple[Tensor, Tensor, float, 
     up, down = torch.cat([pair[0] for pair in pairs], dim=1), torch.cat([pair[1] for pair in pairs])
     rank = len(down) if concat else min(max(part.rank for part in parts), len(down))
     if len(parts) == 1 or concat:
-        return up, down, base * rank, 0.0, 0.0
+        return Merged(up, down, base * rank, parts[0].kernel)
     found = decompose_product(up, down)
     squares = found.values.double().square()
     whole, kept = float(squares.sum()), float(squares[:rank].sum())
@@ -175,10 +202,10 @@ def merged(parts: Sequence[Part], concat: bool) -> tuple[Tensor, Tensor, float, 
     if missing > 0:
         left = torch.cat([left, left.new_zeros(len(left), missing)], dim=1)
         right = torch.cat([right, right.new_zeros(missing, right.shape[1])])
-    return left, right, base * rank, kept, whole
+    return Merged(left, right, base * rank, parts[0].kernel, kept, whole)
 
 
-def legacy_merged(parts: Sequence[Part], module: str, concat: bool) -> tuple[Tensor, Tensor, float]:
+def legacy_merged(parts: Sequence[Part], module: str, concat: bool) -> Merged:
     """The same as sd-scripts did: factors times the ratio, added or side by side, with the alpha of the first.
 
     Raises:
@@ -191,7 +218,7 @@ def legacy_merged(parts: Sequence[Part], module: str, concat: bool) -> tuple[Ten
         ups.append(part.up * (root * abs(part.strength)))
         downs.append(part.down.flatten(1) * (root * part.strength))
     if concat:
-        return torch.cat(ups, dim=1), torch.cat(downs), alpha
+        return Merged(torch.cat(ups, dim=1), torch.cat(downs), alpha, parts[0].kernel)
     if len({part.rank for part in parts}) > 1:
         ranks = " and ".join(str(rank) for rank in sorted({part.rank for part in parts}))
         raise UserError(
@@ -199,24 +226,48 @@ def legacy_merged(parts: Sequence[Part], module: str, concat: bool) -> tuple[Ten
             "legacy",
             "Leave out --legacy, or give --concat.",
         )
-    return torch.stack(ups).sum(0), torch.stack(downs).sum(0), alpha
+    return Merged(torch.stack(ups).sum(0), torch.stack(downs).sum(0), alpha, parts[0].kernel)
 
 
-def named(module: str, up: Tensor, down: Tensor, alpha: float, like: Part, settings: Settings) -> Tensors:
-    """The tensors of a module in the shapes of the file that it came from, rounded once."""
-    if like.axes == 4:
-        up, down = up[:, :, None, None], down.view(len(down), *like.down.shape[1:], *([1] * (4 - like.down.dim())))
+def named(
+    module: str,
+    up: Tensor,
+    down: Tensor,
+    alpha: float,
+    kernel: Kernel,
+    precision: torch.dtype,
+    saving: torch.dtype,
+) -> Tensors:
+    """The tensors of a module as they go into a file: up [out, rank], down [rank, in * kh * kw], rounded once."""
+    if kernel is not None:
+        up, down = up[:, :, None, None], down.reshape(len(down), -1, *kernel)
     values = {"alpha": torch.tensor(alpha), "lora_down.weight": down, "lora_up.weight": up}
-    return {
-        f"{module}.{part}": value.to(settings.precision).to(settings.saving).contiguous()
-        for part, value in values.items()
-    }
+    return {f"{module}.{part}": value.to(precision).to("cpu", saving).contiguous() for part, value in values.items()}
 
 
 def save(
-    tensors: Tensors, files: Sequence[NetworkFile], target: Path, *, bare: bool, arguments: str | None = None
+    tensors: Tensors,
+    files: Sequence[NetworkFile],
+    target: Path,
+    *,
+    bare: bool,
+    dim: str = "",
+    alpha: str = "",
+    arguments: str | None = None,
 ) -> None:
-    """Write a LoRA file with notes and hashes. Raises UserError for a value that its format cannot hold."""
+    """Write a LoRA file with notes and hashes.
+
+    Args:
+        tensors: as they go into the file.
+        files: what they were made of.
+        target: .safetensors, or another ending for a file without notes.
+        bare: without modelspec notes.
+        dim, alpha: as they are noted; told by the tensors if not given.
+        arguments: `ss_network_args`, if any.
+
+    Raises:
+        UserError: a value is too large for the format.
+    """
     from sd_scripts.tensorfile import write_safetensors, write_torch
     from sd_scripts.tools.lora.notes import hashed, kind_of_files, network_notes, same, spec_notes
 
@@ -233,7 +284,7 @@ def save(
         return
     downs = {name: len(value) for name, value in tensors.items() if name.endswith("lora_down.weight")}
     alphas = [float(value) for name, value in tensors.items() if name.endswith(".alpha")]
-    notes = network_notes(files, dim=same(downs.values()), alpha=same(alphas), arguments=arguments)
+    notes = network_notes(files, dim=dim or same(downs.values()), alpha=alpha or same(alphas), arguments=arguments)
     metadata = hashed(tensors, notes)
     if not bare:
         metadata |= spec_notes(target, kind_of_files(files), [file.path for file in files])

@@ -11,7 +11,6 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from sd_scripts.models.assets import model_config
 from sd_scripts.models.part import Origin, Part
 from sd_scripts.schema.errors import UserError
 
@@ -144,8 +143,3 @@ def filled(make: Callable[[Mapping[str, Any]], Any], part: Part, what: str, sour
         module = make(part.config)
     fill(module, part.weights, what, source)
     return module.eval()
-
-
-def scheduler_config(version: str, prediction_type: str) -> dict[str, Any]:
-    """The noise schedule's config file for a folder of `version` with the given prediction type."""
-    return model_config(version)["scheduler"] | {"prediction_type": prediction_type}

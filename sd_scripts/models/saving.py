@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTokenizer
 
-from sd_scripts.models import convert, keymap
-from sd_scripts.models.build import LoadedModel, scheduler_config
+from sd_scripts.models import layout
+from sd_scripts.models.build import LoadedModel
+from sd_scripts.models.layout import TEXT_FOLDERS, write_json
+from sd_scripts.models.rewriting import replaced_folder
 from sd_scripts.models.tokenizer import build_tokenizers
-from sd_scripts.schema.unetnames import UNET_SHAPES
-from sd_scripts.tensorfile import flush_folder, kinds_in_file, write_safetensors, write_torch
-
-TEXT_FOLDERS = ("text_encoder", "text_encoder_2")
+from sd_scripts.tensorfile import kinds_in_file, write_safetensors, write_torch
 
 
 def original_state_dict(model: LoadedModel) -> dict[str, Tensor]:
@@ -28,29 +25,12 @@ def original_state_dict(model: LoadedModel) -> dict[str, Tensor]:
     Tensors are the model's own where both layouts store them alike: on its device, in its types. What else the source
     had (`model.origin.ballast`) is there too; for a model from a folder, what the published files have.
     """
-    weights = _weights(model)
-    ballast = model.origin.ballast
-    if ballast is None:
-        ballast = convert.text_ballast(weights, model.version)
-    return {name: value for name, value in ballast.items() if name not in weights} | weights
+    return layout.with_ballast(_weights(model), model.origin.ballast, model.version)
 
 
 def _weights(model: LoadedModel) -> dict[str, Tensor]:
-    unet = model.unet.state_dict()
-    if model.version == "sd2":
-        unet = convert.fit_projections(unet, linear=True)
-    parts = {
-        keymap.UNET_PREFIX: convert.unet_to_original(unet, UNET_SHAPES[model.version]),
-        keymap.VAE_PREFIX: convert.vae_to_original(model.vae.state_dict()),
-    }
-    for prefix, encoder in zip(keymap.TEXT_PREFIXES[model.version], model.text_encoders, strict=True):
-        if prefix.endswith(".transformer."):
-            parts[prefix] = convert.text_to_clip(encoder.state_dict())
-        elif isinstance(encoder, CLIPTextModelWithProjection):
-            parts[prefix] = convert.projected_to_openclip(encoder.state_dict())
-        else:
-            parts[prefix] = convert.text_to_openclip(encoder.state_dict())
-    return {prefix + key: value for prefix, part in parts.items() for key, value in part.items()}
+    texts = [encoder.state_dict() for encoder in model.text_encoders]
+    return layout.original_weights(model.version, model.unet.state_dict(), model.vae.state_dict(), texts)
 
 
 def save_single_file(
@@ -110,29 +90,16 @@ def save_diffusers_folder(
     Raises:
         OSError: the disk refuses.
     """
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
+    with replaced_folder(folder) as aside:
         write_configs(model, aside)
         for name, weights in _folder_weights(model).items():
-            text = name in TEXT_FOLDERS
+            path = aside / name / layout.weight_file(name, safetensors=safetensors)
             if safetensors:
-                stem = "model" if text else "diffusion_pytorch_model"
-                write_safetensors(aside / name / f"{stem}.safetensors", weights, {"format": "pt"}, dtype)
+                write_safetensors(path, weights, {"format": "pt"}, dtype)
             else:
                 kinds = kinds_in_file(weights, dtype)
                 content = {key: value.detach().to("cpu", kinds[key]).contiguous() for key, value in weights.items()}
-                write_torch(aside / name / f"{'pytorch_model' if text else 'diffusion_pytorch_model'}.bin", content)
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-            os.replace(folder, old)
-            os.replace(aside, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(aside, folder)
-        flush_folder(folder.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+                write_torch(path, content)
     return folder
 
 
@@ -141,76 +108,32 @@ def _linear_in_folder(model: LoadedModel) -> bool:
     return model.version == "sd2" and model.origin.ballast is not None
 
 
-def _folder_weights(model: LoadedModel) -> dict[str, Mapping[str, Tensor]]:
-    unet = model.unet.state_dict()
-    parts: dict[str, Mapping[str, Tensor]] = {
-        "unet": convert.fit_projections(unet, linear=True) if _linear_in_folder(model) else unet,
-        "vae": model.vae.state_dict(),
-    }
-    for name, encoder in zip(TEXT_FOLDERS, model.text_encoders, strict=False):
-        projected = isinstance(encoder, CLIPTextModelWithProjection)
-        rename = convert.projected_from_clip if projected else convert.text_to_clip
-        parts[name] = rename(encoder.state_dict())
-    return parts
+def _folder_weights(model: LoadedModel) -> dict[str, dict[str, Tensor]]:
+    texts = [encoder.state_dict() for encoder in model.text_encoders]
+    unet, vae = model.unet.state_dict(), model.vae.state_dict()
+    return layout.folder_weights(model.version, unet, vae, texts, linear=_linear_in_folder(model))
 
 
 def write_configs(model: LoadedModel, folder: Path) -> None:
     """Write the folder's configs and tokenizer without any weights (also what `from_single_file(config=...)` wants)."""
-    _write_json(folder / "model_index.json", pipeline_index(model.version))
-    unet = _config_of(model.unet, "UNet2DConditionModel")
-    linear = {"use_linear_projection": True} if _linear_in_folder(model) else {}
-    _write_json(folder / "unet" / "config.json", unet | linear)
-    _write_json(folder / "vae" / "config.json", _config_of(model.vae, "AutoencoderKL"))
+    configs = {part: _config_of(module, part) for part, module in (("unet", model.unet), ("vae", model.vae))}
     for name, encoder in zip(TEXT_FOLDERS, model.text_encoders, strict=False):
-        _write_json(
-            folder / name / "config.json", encoder.config.to_diff_dict() | {"architectures": [type(encoder).__name__]}
-        )
-    scheduler = scheduler_config(model.version, model.prediction_type)
-    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+        configs[name] = encoder.config.to_diff_dict() | {"architectures": [type(encoder).__name__]}
+    layout.write_configs(folder, model.version, model.prediction_type, configs, linear=_linear_in_folder(model))
     tokenizers = model.tokenizers or build_tokenizers(model.version)
     for name, tokenizer in zip(("tokenizer", "tokenizer_2"), tokenizers, strict=False):
         _write_tokenizer(tokenizer, folder / name)
 
 
-def pipeline_index(version: str) -> dict[str, Any]:
-    """What `model_index.json` says of a folder of `version`: which class of which library reads which part."""
-    shared: dict[str, Any] = {
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    if version != "sdxl":
-        return shared | {
-            "_class_name": "StableDiffusionPipeline",
-            "requires_safety_checker": False,
-            "safety_checker": [None, None],
-            "scheduler": ["diffusers", "DDIMScheduler"],
-        }
-    return shared | {
-        "_class_name": "StableDiffusionXLPipeline",
-        "force_zeros_for_empty_prompt": True,
-        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-        "tokenizer_2": ["transformers", "CLIPTokenizer"],
-    }
-
-
-def _config_of(module: nn.Module, name: str) -> dict[str, Any]:
-    return {"_class_name": name} | {key: value for key, value in dict(module.config).items() if key[0] != "_"}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def _config_of(module: nn.Module, part: str) -> dict[str, Any]:
+    known = {key: value for key, value in dict(module.config).items() if key[0] != "_"}
+    return {"_class_name": layout.CLASSES[part]} | known
 
 
 def _write_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
     """The tokenizer as newest transformers saves it, and as vocab.json + merges.txt for every older reader."""
     tokenizer.save_pretrained(str(folder))
     vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    _write_json(folder / "vocab.json", vocabulary["vocab"])
+    write_json(folder / "vocab.json", vocabulary["vocab"])
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in vocabulary["merges"]]
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")

@@ -7,10 +7,9 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 
 from sd_scripts.models.assets import clip_merges, model_config
+from sd_scripts.models.vocabulary import BOS, EOS, MODEL_LENGTH, clip_vocabulary
 from sd_scripts.schema.errors import UserError
 
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"
-MODEL_LENGTH = 77
 # Folder names under --tokenizer_cache_dir as sd-scripts writes them.
 CACHE_NAMES = {
     "sd1": "openai_clip-vit-large-patch14",
@@ -18,20 +17,6 @@ CACHE_NAMES = {
     "sdxl": "openai_clip-vit-large-patch14",
     "sdxl_2": "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k",
 }
-
-
-def byte_symbols() -> list[str]:
-    """The 256 printable symbols that stand for the bytes, in the order in which CLIP's vocabulary lists them."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in set(shown)]
-    return [chr(byte) for byte in shown] + [chr(256 + index) for index in range(len(hidden))]
-
-
-def clip_vocabulary(merges: list[tuple[str, str]]) -> dict[str, int]:
-    """Token -> id: the byte symbols, the same ending a word, one token a merge, and the two marks (49,408 in all)."""
-    symbols = byte_symbols()
-    tokens = symbols + [symbol + "</w>" for symbol in symbols] + [left + right for left, right in merges] + [BOS, EOS]
-    return {token: index for index, token in enumerate(tokens)}
 
 
 def build_tokenizer(version: str, number: int = 1) -> CLIPTokenizer:

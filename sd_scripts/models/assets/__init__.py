@@ -30,3 +30,14 @@ def clip_merges() -> list[tuple[str, str]]:
         left, _, right = line.partition(" ")
         merges.append((left, right))
     return merges
+
+
+def class_defaults(part: str) -> dict[str, Any]:
+    """What the configuration of a "unet", "vae" or "text_encoder" says where nothing else is given, complete."""
+    text = resources.files(__name__).joinpath("configs", "classes.json").read_text(encoding="utf-8")
+    return json.loads(text)[part]
+
+
+def tokenizer_pipeline() -> dict[str, Any]:
+    """What a `tokenizer.json` of CLIP's says, but for vocabulary and merges."""
+    return json.loads(resources.files(__name__).joinpath("clip", "tokenizer.json").read_text(encoding="utf-8"))

@@ -16,6 +16,7 @@ from kohya_gui import command as commands
 from kohya_gui import launch_args, machine, tools_captions, tools_lora, tools_models
 from kohya_gui.command import Plan
 from kohya_gui.paths import Roots, caption_ending
+from kohya_gui.phrases import phrase
 from kohya_gui.tools_record import DEVICE, PREFIX, Shelf, Tool
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.fields import convert
@@ -29,6 +30,18 @@ _HUB_NAME = re.compile(r"^[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*\Z", re.ASCII)
 _ENDINGS = ("caption_ext", "caption_extension", "caption_extention", "extension")
 PATHS = ("file", "folder", "model", "weights", "target")
 """Kinds of options that name a file or folder."""
+# what the switches of the scripts for weights are called where the script has no better name
+_CALLED = {
+    "concat": phrase("Put side by side"),
+    "shuffle": phrase("Shuffle the ranks"),
+    "no_metadata": phrase("Without modelspec notes"),
+    "exact": phrase("Decompose exactly (slow)"),
+    "legacy": phrase("As sd-scripts computed"),
+    "overwrite": phrase("Overwrite existing files"),
+    "unet_only": phrase("Mix the U-Nets only"),
+    "show_skipped": phrase("Name what is left out"),
+    "v_parameterization": phrase("Note v-parameterization"),
+}
 _SHELVES = (tools_captions, tools_lora, tools_models)
 
 TOOLS: dict[str, Tool] = {tool.name: tool for shelf in _SHELVES for tool in shelf.TOOLS}
@@ -64,7 +77,8 @@ def _fields(name: str) -> Mapping[str, OptionField]:
     tool = TOOLS[name]
     own = {option.key: option for option in section_fields(tool.page)} if tool.page else {}
     known = {**_of_script(name), **own}
-    return {key: replace(option, **tool.changes.get(key, {})) for key, option in known.items()}
+    said = {key: {"label": label} for key, label in _CALLED.items()} if tool.seen else {}
+    return {key: replace(option, **{**said.get(key, {}), **tool.changes.get(key, {})}) for key, option in known.items()}
 
 
 def tool_fields(tool: Tool) -> Mapping[str, OptionField]:
@@ -102,7 +116,8 @@ def resolved(tool: Tool, values: Mapping[str, Any], roots: Roots) -> dict[str, A
             if option.default is None and not option.optional:
                 raise UserError(f"{option.label} is missing.", key, _hint(option))
             continue
-        if value == option.default or (option.kind == "model" and _is_hub_name(str(value))):
+        hub = option.kind == "model" and key not in tool.models
+        if value == option.default or (hub and _is_hub_name(str(value))):
             continue
         made[key] = str(roots.inside(with_ending(tool, key, str(value), made), key))
     return made
@@ -154,7 +169,14 @@ def build(command: str, values: Mapping[str, Any], *, job_dir: Path | None = Non
     if tool.reports:
         flags.append(f"--json={Path(folder) / tool.reports}")
     script = tool.choose(values) if tool.choose else tool.script
-    argv = [sys.executable, str(commands.PROJECT / script), "--job_dir", folder, *flags, "--", *places]
+    argv = [
+        sys.executable,
+        str(commands.PROJECT / script),
+        "--job_dir",
+        folder,
+        *flags,
+        *(["--", *places] if places else []),
+    ]
     env = launch_args.environment({"num_processes": 1}, commands.PROJECT, not machine.has_gpu())
     return Plan(command, argv, {}, "", env, [])
 

@@ -117,7 +117,7 @@ TOOLS: tuple[Tool, ...] = (
             "save_to": _TARGET,
             "precision": {"label": "Merge precision"},
         },
-        wide=("sd_model", "save_to"),
+        wide=("save_to",),
         page=fields.MergePage,
         into=fields.merge_options,
         choose=fields.merge_script,
@@ -217,6 +217,7 @@ TOOLS: tuple[Tool, ...] = (
         seen=("file",),
         labels={"file": ("LoRA model",)},
         reports="lora.json",
+        only_reads=True,
     ),
     Tool(
         "convert_lora",
@@ -248,6 +249,7 @@ TOOLS: tuple[Tool, ...] = (
         models=("sd_model", "model"),
         seen=("sd_model", "model"),
         labels={"model_family": ("v2",)},
+        only_reads=True,
     ),
 )  # fmt: skip
 _ORDER = tuple(tool.name for tool in TOOLS)

@@ -27,7 +27,6 @@ TOOLS: tuple[Tool, ...] = (
         wide=("model_to_load", "target_model_folder_input"),
         page=fields.ConvertPage,
         into=fields.convert_options,
-        models=("model_to_load",),
         seen=("model_to_load",),
     ),
     Tool(

@@ -86,6 +86,7 @@ PAGES = (
     ),
     shared.SAMPLES,
     shared.ACCELERATE,
+    Page("tools", "Tools", extra="tools"),
 )
 
 REST_PAGES = shared.REST_PAGES

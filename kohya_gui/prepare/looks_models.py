@@ -77,7 +77,7 @@ def _notes(tool: Tool, values: Values, words: Words) -> Look:
     lines = [*seen.reads([item], words), (words("Notes"), f"{len(found.raw):,}")]
     changed = bool(made or gone or values.get("thumbnail") or values.get("clear"))
     if not changed:
-        return Look(tuple(lines))
+        return Look(())
     if values.get("save_to"):
         lines += seen.writes(values, "save_to", item.found.size, [item], words)
     else:

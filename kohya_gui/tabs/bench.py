@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kohya_gui import job_plan, model_kind, pickers, tools, widgets
+from kohya_gui.localization import Words
 from kohya_gui.prepare.looks import look, notes
 from kohya_gui.prepare.undo import can_undo, undo_job
 from kohya_gui.services import Services
@@ -65,7 +66,8 @@ class ToolPanel:
 
     def _html(self) -> str:
         name, words, tool = self.name, self.words, self.tool
-        kinds = (("start", words(tool.button), "k-main"), ("dry", words(tool.dry), ""), ("undo", words("Undo"), ""))
+        kinds = [("start", words(tool.button), "k-main"), ("dry", words(tool.dry), "")]
+        kinds += [] if tool.only_reads else [("undo", words("Undo"), "")]
         row = "".join(
             f'<button type="button" class="k-button {mark}" id="{name}-{what}" data-call="{what}">{text}</button>'
             for what, text, mark in kinds
@@ -155,7 +157,8 @@ class ToolPanel:
         if asked.get("folder"):
             path = str(Path(str(asked["folder"])) / Path(path).name)
         self.services.remembered.use_folder(key, path)
-        return self._put(key, path, contents)
+        message = self._put(key, path, contents)
+        return message | reports.picked(self.tool, key, self.services.roots, path, self.words)
 
     def _reset(self, asked: Asked, contents: Sequence[Any]) -> Message:
         form, key = self.fields.form, str(asked.get("key", ""))
@@ -171,7 +174,7 @@ class ToolPanel:
     def _dry(self, asked: Asked, contents: Sequence[Any]) -> Message:
         values = self._values(contents)
         found = look(self.tool, values, self.words)
-        html = results.look(found, self.words) + reports.looked(self.tool, values, self.words)
+        html = (results.look(found, self.words) if found.lines else "") + reports.looked(self.tool, values, self.words)
         return channel(result=html, fields=self._marks(contents))
 
     def _start(self, asked: Asked, contents: Sequence[Any]) -> Message:
@@ -207,11 +210,13 @@ class ToolPanel:
         raise UserError("There is nothing to undo.")
 
 
-def links(names: Sequence[str], words: Any) -> str:
-    """Links to tools, each with what it does."""
+def build_links(words: Words, shelf: str = "lora_tools") -> None:
+    """Links to the tools of a shelf, each with what it does."""
+    named = [tools.TOOLS[name] for each in tools.SHELVES if each.name == shelf for name in each.tools]
     rows = "".join(
-        f'<p><button type="button" class="k-link" data-go="{tools.TOOLS[name].keys[0]}" data-tab="tool_{name}">'
-        f"{words(tools.TOOLS[name].title)}</button> <span>{words(tools.TOOLS[name].does)}</span></p>"
-        for name in names
+        f'<p><button type="button" class="k-link" data-go="{tool.keys[0]}" data-tab="tool_{tool.name}">'
+        f"{words(tool.title)}</button><span>{words(tool.does)}</span></p>"
+        for tool in named
     )
-    return f'<div class="k-tool-links">{rows}</div>'
+    said = words("What can be done with LoRA files; these tools stand under Utilities.")
+    widgets.html(f'<div class="k-tool-links"><p class="k-quiet">{said}</p>{rows}</div>')

@@ -11,10 +11,12 @@ from typing import Any
 from kohya_gui.job_log import console_lines
 from kohya_gui.job_view import JobView
 from kohya_gui.localization import Words
+from kohya_gui.paths import Roots
 from kohya_gui.supervisor import CONSOLE
 from kohya_gui.tabs import metadata_html, results
 from kohya_gui.tabs.charts import bars
 from kohya_gui.tools_record import Tool, Values
+from sd_scripts.schema.errors import UserError
 
 MOST_BYTES = 30_000_000
 MOST_ROWS = 300
@@ -42,6 +44,16 @@ def report(tool: Tool, view: JobView, words: Words) -> str:
 def looked(tool: Tool, values: Values, words: Words) -> str:
     """What a dry run shows beyond its lines."""
     return metadata_html.sheet(str(values["model"]), words) if tool.name == "edit_metadata" else ""
+
+
+def picked(tool: Tool, key: str, roots: Roots, path: str, words: Words) -> dict[str, str]:
+    """The part of a message that shows a file as soon as it is chosen."""
+    if tool.name != "edit_metadata" or key != "model":
+        return {}
+    try:
+        return {"result": metadata_html.sheet(str(roots.inside(path)), words)}
+    except UserError as error:
+        return {"result": results.mistake(error, words)}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from kohya_gui.layout import complete as complete_layout
 from kohya_gui.layouts import Layout
 from kohya_gui.phrases import phrase
 from kohya_gui.services import Services
+from kohya_gui.tabs import bench, session
 from kohya_gui.tabs import plan as plan_view
-from kohya_gui.tabs import session
 from kohya_gui.tabs.config_bar import ConfigBar, FileState, recent_files
 from kohya_gui.tabs.dataset import Browsing, DatasetTab
 from kohya_gui.tabs.message import channel, join_script, tell, warn
@@ -131,7 +131,7 @@ class TrainingTab:
                     )
                     view.change(None, view, None, js=f"(v) => kohya.view('{name}', v)", api_visibility="private")
                 with gr.Column(elem_id=f"{name}-form", elem_classes=["k-form", "k-card"]):
-                    parts = {"dataset": self.dataset.build}
+                    parts = {"dataset": self.dataset.build, "tools": partial(bench.build_links, self.words)}
                     if self.preparation:
                         parts["preparation"] = self.preparation.build
                     self.form.build(parts)

@@ -61,10 +61,10 @@ class SvdMergePage:
 class MergeModelsPage:
     """Up to four models, each with its share."""
 
-    model_a: str = option(None, "The first model.", label="Model A", kind="weights")
-    model_b: str = option(None, "The second model.", label="Model B", kind="weights")
-    model_c: str | None = option(None, "A third model.", label="Model C", kind="weights")
-    model_d: str | None = option(None, "A fourth model.", label="Model D", kind="weights")
+    model_a: str = option(None, "The first model.", label="Model A", kind="model")
+    model_b: str = option(None, "The second model.", label="Model B", kind="model")
+    model_c: str | None = option(None, "A third model.", label="Model C", kind="model")
+    model_d: str | None = option(None, "A fourth model.", label="Model D", kind="model")
     ratio_a: float = option(
         0.5, "Share of A in the mix; all shares together are usually 1.", label="Share of A", step=0.01
     )

@@ -252,6 +252,8 @@ TOOLS: tuple[Tool, ...] = (
         only_reads=True,
     ),
 )  # fmt: skip
-_ORDER = tuple(tool.name for tool in TOOLS)
+_NAMES = tuple(tool.name for tool in TOOLS)
+# in the order of kohya_ss, where the conversion to LCM stands among them
+_ORDER = (_NAMES[0], "lcm_convert", *_NAMES[1:])
 
 SHELVES: tuple[Shelf, ...] = (Shelf("lora_tools", "LoRA", _ORDER),)

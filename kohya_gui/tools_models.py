@@ -3,10 +3,16 @@
 from kohya_gui import tools_fields as fields
 from kohya_gui.phrases import phrase
 from kohya_gui.tools_record import Shelf, Tool
-from sd_scripts.schema.tools import ConvertModelOptions, MergeModelsOptions
 from sd_scripts.schema.tools_inspect import EditMetadataOptions
+from sd_scripts.schema.tools_models import (
+    ConvertModelOptions,
+    LcmConvertOptions,
+    MergeModelsOptions,
+    PruneModelOptions,
+)
 
 _TARGET = {"kind": "target", "label": "Save to", "optional": False, "default": None}
+_FILES = (".safetensors", ".ckpt")
 _MODELS = ("model_a", "model_b", "model_c", "model_d")
 
 TOOLS: tuple[Tool, ...] = (
@@ -49,8 +55,50 @@ TOOLS: tuple[Tool, ...] = (
         wide=("output",),
         page=fields.MergeModelsPage,
         into=fields.models_options,
-        endings={"output": (".safetensors", ".ckpt")},
+        endings={"output": _FILES},
+        models=_MODELS,
         seen=_MODELS,
+    ),
+    Tool(
+        "prune_model",
+        "Prune model",
+        "Leave out of a model file what only further training by its maker would need.",
+        "sd_scripts/tools/prune.py",
+        PruneModelOptions,
+        ("model_prune", "prune_output", "half", "ema", "overwrite"),
+        "prune_output",
+        "Prune model",
+        changes={"model_prune": {"kind": "weights"}, "prune_output": _TARGET},
+        wide=("model_prune", "prune_output"),
+        endings={"prune_output": _FILES},
+        seen=("model_prune",),
+    ),
+    Tool(
+        "lcm_convert",
+        "Convert to LCM",
+        "Add an LCM LoRA to a model, so that it makes pictures in 4 to 8 steps.",
+        "sd_scripts/tools/lcm_convert.py",
+        LcmConvertOptions,
+        ("model", "name", "lora_scale", "model_type", "lcm_lora", "overwrite"),
+        "name",
+        "Convert to LCM",
+        changes={
+            "name": {**_TARGET, "label": "Name of the new LCM model"},
+            "lcm_lora": {
+                "kind": "weights",
+                "help": "Another LCM LoRA to add. Without it the one for the kind of model is fetched once.",
+            },
+        },
+        wide=("model", "name"),
+        page=fields.LcmPage,
+        into=fields.lcm_options,
+        endings={"name": _FILES},
+        models=("model",),
+        seen=("model", "lcm_lora"),
+        labels={
+            "model": ("Stable Diffusion model to convert to LCM",),
+            "model_type": ("SD-1B",),
+        },
     ),
     Tool(
         "edit_metadata",
@@ -76,6 +124,6 @@ TOOLS: tuple[Tool, ...] = (
 )  # fmt: skip
 
 SHELVES: tuple[Shelf, ...] = (
-    Shelf("models", "Models", ("convert_model", "merge_models")),
+    Shelf("models", "Models", ("convert_model", "merge_models", "prune_model")),
     Shelf("metadata", "Metadata", ("edit_metadata",)),
 )

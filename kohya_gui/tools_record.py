@@ -25,10 +25,10 @@ class Tool:
     of the script that are not there under their own name (None: not given), and `choose` the script itself.
     `endings` are the endings that a written file may have, by the option that names it; the first one is added to a
     name without any of them, unless the model that the option `follows` names is a folder. `models` are the options
-    whose file or folder tells the kind of base model, the first that does counts (they take no names of the Hub); under those of `seen` stands what their file
-    is. `labels` are names of fields in kohya_ss that are not those here. `reports` is the file in the job's folder
-    with what the page shows as a table. `dry` is the text of the second button. One that `only_reads`
-    has nothing to undo.
+    whose file or folder tells the kind of base model, the first that does counts (they take no names of the Hub);
+    under those of `seen` stands what their file is. `labels` are names of fields in kohya_ss that are not those here.
+    `reports` is the file in the job's folder with what the page shows as a table. `dry` is the text of the second
+    button. A tool that `only_reads` has nothing to undo.
     """
 
     name: str

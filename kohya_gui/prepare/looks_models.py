@@ -50,7 +50,7 @@ def _convert(tool: Tool, values: Values, words: Words) -> Look:
 
 def _mix(tool: Tool, values: Values, words: Words) -> Look:
     filled = tools_fields.slots(values, "model_{}")
-    items = [seen.model(values, f"model_{slot}", folder=False) for slot, _, _ in filled]
+    items = [seen.model(values, f"model_{slot}") for slot, _, _ in filled]
     if len(items) < 2:
         raise UserError("There is nothing to mix.", "model_b", "Choose at least two models.")
     seen.alike(items)
@@ -68,6 +68,32 @@ def _mix(tool: Tool, values: Values, words: Words) -> Look:
             (words("Shares together"), said),
         )
     )
+
+
+def _prune(tool: Tool, values: Values, words: Words) -> Look:
+    item = seen.model(values, "model_prune", folder=False)
+    found = item.found
+    size = seen.bytes_of(found.numbers, "fp16") if values.get("half") else found.size
+    return Look((*seen.reads([item], words), *seen.writes(values, "prune_output", size, [item], words)))
+
+
+_LCM_KINDS = {"SD15": "sd1", "SDXL": "sdxl", "SSD-1B": "sdxl"}
+
+
+def _lcm(tool: Tool, values: Values, words: Words) -> Look:
+    item = seen.model(values, "model")
+    family, kind = item.found.family, str(values.get("model_type") or "SD15")
+    if family and family != _LCM_KINDS[kind]:
+        raise UserError(
+            f"{Path(item.path).name} is for {seen.FAMILIES[family]}.",
+            "model_type",
+            "Choose the model type that it has.",
+        )
+    items = [item]
+    if values.get("lcm_lora"):
+        items.append(seen.network(values, "lcm_lora"))
+        seen.alike(items)
+    return Look((*seen.reads(items, words), *seen.writes(values, "name", item.found.size, items, words)))
 
 
 def _notes(tool: Tool, values: Values, words: Words) -> Look:
@@ -95,5 +121,7 @@ def _short(text: str) -> str:
 LOOKS: dict[str, Callable[[Tool, Values, Words], Look]] = {
     "convert_model": _convert,
     "merge_models": _mix,
+    "prune_model": _prune,
+    "lcm_convert": _lcm,
     "edit_metadata": _notes,
 }

@@ -65,7 +65,7 @@ TOOLS: tuple[Tool, ...] = (
         "Leave out of a model file what only further training by its maker would need.",
         "sd_scripts/tools/prune.py",
         PruneModelOptions,
-        ("model_prune", "prune_output", "half", "ema", "overwrite"),
+        ("model_prune", "prune_output", "half", "overwrite"),
         "prune_output",
         "Prune model",
         changes={"model_prune": {"kind": "weights"}, "prune_output": _TARGET},

@@ -19,12 +19,12 @@ from sd_scripts.schema.errors import UserError
 WORDS = load(None)
 
 
-def lines(name: str, **values: Any) -> dict[str, str]:
+def lines(name: str, /, **values: Any) -> dict[str, str]:
     given = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
     return dict(look(tools.TOOLS[name], given, WORDS).lines)
 
 
-def refused(name: str, **values: Any) -> UserError:
+def refused(name: str, /, **values: Any) -> UserError:
     with pytest.raises(UserError) as found:
         lines(name, **values)
     return found.value

@@ -220,8 +220,8 @@ def test_conversion_to_lcm_and_pruning(kind: str, sdxl: bool, ssd: bool) -> None
     found = options("lcm_convert", {"model": "/m", "name": "/fast", "lora_scale": 0.8, "model_type": kind})
     assert (found.model, found.name, found.lora_scale) == ("/m", "/fast.safetensors", 0.8)
     assert (found.sdxl, found.ssd_1b, found.lcm_lora) == (sdxl, ssd, None)
-    found = options("prune_model", {"model_prune": "/m", "prune_output": "/p", "half": True, "ema": ssd})
-    assert (found.model_prune, found.prune_output, found.half, found.ema) == ("/m", "/p.safetensors", True, ssd)
+    found = options("prune_model", {"model_prune": "/m", "prune_output": "/p", "half": True})
+    assert (found.model_prune, found.prune_output, found.half) == ("/m", "/p.safetensors", True)
 
 
 def test_notes_are_set_and_taken_out() -> None:

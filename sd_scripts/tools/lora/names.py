@@ -25,7 +25,7 @@ _OLD_WORDS = {"lora_down.weight": "down.weight", "lora_up.weight": "up.weight"}
 _PROJECTIONS = (".proj_in", ".proj_out")
 # The U-Net's projections are 1x1 convolutions in version 1; diffusers has them linear in the others.
 _LINEAR_PROJECTIONS = ("sd2", "sdxl")
-_CONV_AXES = 4
+CONV_AXES = 4
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def members(file: NetworkFile, family: str) -> list[Member]:
         canonical = None if layer is None else lora_name(layer, family == "sdxl")
         shapes = file.shapes(module)
         factor = shapes.get("lora_down.weight") or shapes.get("hada_w1_b") or ()
-        convolution = len(factor) == _CONV_AXES
+        convolution = len(factor) == CONV_AXES
         found.append(Member(module, layer, canonical or module, file.kind(module), convolution))
     return found
 
@@ -127,6 +127,9 @@ def named(member: Member, part: str, style: str, sdxl: bool) -> str:
         return f"{f'oft_{name[5:]}' if member.kind == 'oft' else name}.{part}"
     assert layer is not None
     path = f"{layer.part}.{layer.path}"
+    if part == DORA and layer.part != UNET:
+        # diffusers hands these to transformers, whose reader wants the whole name and ignores PEFT's short one
+        return f"{path}.{TENSORS[DORA]}.weight"
     if style == PEFT or part not in _OLD_WORDS:
         return f"{path}.{TENSORS.get(part, part)}"
     return f"{path}.{'lora' if layer.part == UNET else 'lora_linear_layer'}.{_OLD_WORDS[part]}"
@@ -152,8 +155,8 @@ def shaped(member: Member, part: str, shape: tuple[int, ...], source: str, targe
                 "to",
             )
         lengths = _lengths(member, shape, (1, 1) if member.convolution and not flat else ())
-        return (1, lengths[0], 1, 1) if len(lengths) == _CONV_AXES else lengths[:1]
-    if part in _OLD_WORDS and flat and len(shape) == _CONV_AXES and shape[2:] == (1, 1):
+        return (1, lengths[0], 1, 1) if len(lengths) == CONV_AXES else lengths[:1]
+    if part in _OLD_WORDS and flat and len(shape) == CONV_AXES and shape[2:] == (1, 1):
         return shape[:2]
     if part in _OLD_WORDS and projection and family == "sd1" and len(shape) == 2:
         return (*shape, 1, 1)

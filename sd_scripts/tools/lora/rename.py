@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from sd_scripts.networks.netfile import NetworkFile
 from sd_scripts.schema.errors import UserError
 from sd_scripts.tensorfile import TYPES
 from sd_scripts.tools.lora.names import (
+    CONV_AXES,
     KOHYA,
     KOHYA_DIFFUSERS,
     OF_PEFT,
@@ -285,12 +286,16 @@ def _note(
     }
     usual = Counter(alphas.values()).most_common(1)[0][0] if alphas else _NO_ALPHA
     for member in found:
-        for part, shape in file.shapes(member.module).items():
+        made_of = file.shapes(member.module)
+        factor = made_of.get("lora_down.weight", ())
+        factor = shaped(member, "lora_down.weight", factor, source, target, family)
+        in_new_file = replace(member, convolution=len(factor) == CONV_AXES)
+        for part, shape in made_of.items():
             key, stored = f"{member.canonical}.{part}", file.stored_name(member.module, part)
             if stored != named(member, part, source, family == "sdxl"):
                 names[key] = stored
             there = shaped(member, part, shape, source, target, family)
-            if shaped(member, part, there, target, source, family) != shape:
+            if shaped(in_new_file, part, there, target, source, family) != shape:
                 shapes[key] = list(shape)
     old = file.metadata
     return Remembered(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import prod, sqrt
 from pathlib import Path
 
 import torch
@@ -108,6 +108,8 @@ def _require_added(sources: Sequence[Source]) -> None:
 
 def _merged(sources: Sequence[Source], module: str, version: str, settings: Settings) -> Merged:
     having = [source for source in sources if module in source.file.modules]
+    if settings.legacy:
+        return _as_once(having, module, version, settings)
     if all(source.file.kind(module) == "lora" for source in having):
         parts = parts_of(having, module)
         pairs = [part.weighted(1.0) for part in parts]
@@ -124,8 +126,21 @@ def _merged(sources: Sequence[Source], module: str, version: str, settings: Sett
         found = decompose(matrix, rank, exact=settings.exact, name=module)
         whole = float(matrix.double().square().sum())
     found = completed(found, rank)
-    up, down = clamped(found, CLAMP_QUANTILE) if settings.legacy else (found.up, found.down)
-    return Merged(up, down, float(rank), kernel, float(found.values.double().square().sum()), whole)
+    return Merged(found.up, found.down, float(rank), kernel, float(found.values.double().square().sum()), whole)
+
+
+def _as_once(sources: Sequence[Source], module: str, version: str, settings: Settings) -> Merged:
+    """A module as sd-scripts made it: the whole matrix decomposed, large values cut off.
+
+    What is cut off depends on the signs that the library gives the singular vectors, so it must be the same one.
+    """
+    matrix, kernel = _whole(sources, module, version)
+    wide = _is_wide(kernel)
+    channels = matrix.shape[1] // prod(kernel or (1,))
+    rank = min(settings.conv_rank if wide else settings.rank, len(matrix), channels)
+    left, values, right = torch.linalg.svd(matrix.to(settings.device), full_matrices=False)
+    found = Factors(left[:, :rank] * values[:rank], right[:rank], values[:rank])
+    return Merged(*clamped(found, CLAMP_QUANTILE), float(rank), kernel)
 
 
 def _whole(sources: Sequence[Source], module: str, version: str) -> tuple[Tensor, Kernel]:

@@ -15,7 +15,7 @@ from sd_scripts.models.expected import check_part
 from sd_scripts.models.lazy import LazyFiles, made
 from sd_scripts.models.original import KEY
 from sd_scripts.models.part import Origin, Part
-from sd_scripts.models.rewriting import replaced_folder
+from sd_scripts.models.replacing import replaced_folder
 from sd_scripts.models.source import ANY, find_source
 from sd_scripts.models.stored import is_pickle
 from sd_scripts.models.torchfile import write_torch_stream
@@ -55,6 +55,11 @@ class LazyModel:
         """Whether the U-Net's projections run as convolutions here, and are matrices in the published folders."""
         return self.version == "sd2" and self.single_file
 
+    @property
+    def parts(self) -> dict[str, Part]:
+        """All parts by the names of their folders."""
+        return {"unet": self.unet, "vae": self.vae, **dict(zip(layout.TEXT_FOLDERS, self.texts, strict=False))}
+
     def original(self) -> dict[str, Tensor]:
         """All weights, and what the source had beside them, by the names of a single file."""
         texts = [text.weights for text in self.texts]
@@ -69,8 +74,7 @@ class LazyModel:
 
     def configs(self) -> dict[str, dict[str, Any]]:
         """The complete configuration of each part."""
-        parts = {"unet": self.unet, "vae": self.vae, **dict(zip(layout.TEXT_FOLDERS, self.texts, strict=False))}
-        return {name: layout.complete_config(name, part.config) for name, part in parts.items()}
+        return {name: layout.complete_config(name, part.config) for name, part in self.parts.items()}
 
 
 def open_lazily(path: str | Path, key: str | None = None) -> LazyModel:

@@ -135,7 +135,9 @@ def unet_shapes(config: Mapping[str, Any]) -> Shapes | None:
     """Weights of a U-Net; None for one whose blocks are of other kinds than Stable Diffusion's."""
     kinds = {*config.get("down_block_types", ()), *config.get("up_block_types", ())}
     usual = kinds <= {*_DOWN, *_UP} and (config.get("mid_block_type") or _MID_BLOCK) == _MID_BLOCK
-    if not usual or not isinstance(config.get("layers_per_block"), int):
+    depths = config.get("transformer_layers_per_block", 1)
+    even = isinstance(depths, int) or all(isinstance(depth, int) for depth in depths)
+    if not usual or not even or not isinstance(config.get("layers_per_block"), int):
         return None
     counted = _Unet(config)
     counted.ends()

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from sd_scripts.models.converting import open_lazily, write_file
+from sd_scripts.models.lazy import Lazy
 from sd_scripts.models.module_names import is_ballast
+from sd_scripts.models.replacing import replaced_folder
 from sd_scripts.models.stored import StoredFile, is_pickle
 from sd_scripts.models.torchfile import write_torch_stream
 from sd_scripts.schema.errors import UserError
-from sd_scripts.tensorfile import flush_folder, write_stream
+from sd_scripts.tensorfile import write_stream
+from sd_scripts.tensormap import PICKLES
 
 if TYPE_CHECKING:
     from sd_scripts.models.modules import ModelFile, Place
@@ -33,7 +35,7 @@ class _Writer:
     """
 
     def __init__(self, model: ModelFile, changes: Changes, names: Collection[str], dtype: torch.dtype | None) -> None:
-        self._model, self._changes, self._dtype = model, changes, dtype
+        self._model, self._changes, self.dtype = model, changes, dtype
         self._wanted = set(names)
         unknown = sorted(self._wanted - model.places.keys())
         if unknown:
@@ -44,10 +46,18 @@ class _Writer:
     def kind(self, key: str) -> torch.dtype:
         """The type of a tensor in the new file."""
         kind = self._model.stored.dtypes[key]
-        if self._dtype is None or not kind.is_floating_point:
+        if self.dtype is None or not kind.is_floating_point:
             return kind
         kept = not self._model.stored.is_folder and is_ballast(key, self._model.version)
-        return kind if kept else self._dtype
+        return kind if kept else self.dtype
+
+    def changes(self, key: str) -> bool:
+        """Whether a tensor may be another in the new file."""
+        return bool(self._places(key))
+
+    def stored(self, key: str) -> Tensor:
+        """A tensor as it was, in the type of the new file."""
+        return self._model.stored.get(key).to(self.kind(key))
 
     def make(self, key: str) -> Tensor | memoryview:
         """A tensor for the new file, or its bytes where nothing changes."""
@@ -97,8 +107,8 @@ def rewrite(
 
     Args:
         model: the model; it may lie at `target`.
-        target: a file for a single file, a folder for a folder. The ending says the format of a file: .safetensors, or
-            .ckpt and .pt for torch.
+        target: a file; its ending says the format, .safetensors, or .ckpt and .pt for torch. A model that is a folder
+            becomes a folder where the target has none of these endings.
         changes: name -> new weight and new bias in the shapes that the trainers run; None for as it was. Called once
             for each of `names`, in the order of the file.
         names: of the layers that are changed.
@@ -111,6 +121,9 @@ def rewrite(
     """
     writer = _Writer(model, changes, names, dtype)
     stored = model.stored
+    if stored.is_folder and target.suffix.lower() in (".safetensors", *PICKLES):
+        _as_file(model, target, writer, metadata)
+        return
     if stored.is_folder:
         with replaced_folder(target) as aside:
             copy_rest(stored.path, aside, {file.tensors.path for file in stored.files})
@@ -120,6 +133,36 @@ def rewrite(
     if not target.suffix:
         raise UserError(f"{target} has no ending.", hint="Give a .safetensors or .ckpt file.")
     _write(stored.files[0], target, writer, stored.metadata if metadata is None else metadata, stored.counts)
+
+
+def _as_file(model: ModelFile, target: Path, writer: _Writer, metadata: Mapping[str, str] | None) -> None:
+    """A folder's model as a single file."""
+    lazy = open_lazily(model.path)
+    try:
+        for name, part in lazy.parts.items():
+            for stored, key in model.stored.names(name).items():
+                inner = next((key for key in (stored, *_spellings(stored)) if key in part.weights), None)
+                if inner is not None and writer.changes(key):
+                    part.weights[inner] = _changed(part.weights[inner], key, writer)
+        write_file(lazy, target, writer.dtype, metadata)
+    finally:
+        lazy.files.close()
+
+
+def _spellings(name: str) -> tuple[str, str]:
+    """A text encoder's weight with and without the level that newest transformers leaves out."""
+    return name.removeprefix("text_model."), f"text_model.{name}"
+
+
+def _changed(value: Tensor, key: str, writer: _Writer) -> Lazy:
+    def make() -> Tensor:
+        made = writer.make(key)
+        if not isinstance(made, Tensor):
+            # its layer was named, but only the other of weight and bias changed
+            return writer.stored(key)
+        return made
+
+    return Lazy(value.shape, writer.kind(key), make)
 
 
 def _write(
@@ -137,26 +180,6 @@ def _write(
         write_torch_stream(path, entries, lambda name: writer.make(prefix + name), around)
     else:
         write_stream(path, entries, lambda name: writer.make(prefix + name), metadata)
-
-
-@contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` that takes its place when all went well; else it is gone."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-            os.replace(folder, old)
-            os.replace(aside, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(aside, folder)
-        flush_folder(folder.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def copy_rest(source: Path, target: Path, written: Collection[Path]) -> None:

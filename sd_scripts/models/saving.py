@@ -14,7 +14,7 @@ from transformers import CLIPTokenizer
 from sd_scripts.models import layout
 from sd_scripts.models.build import LoadedModel
 from sd_scripts.models.layout import TEXT_FOLDERS, write_json
-from sd_scripts.models.rewriting import replaced_folder
+from sd_scripts.models.replacing import replaced_folder
 from sd_scripts.models.tokenizer import build_tokenizers
 from sd_scripts.tensorfile import kinds_in_file, write_safetensors, write_torch
 

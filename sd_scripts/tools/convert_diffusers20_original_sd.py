@@ -7,20 +7,22 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.headers import identify
-from sd_scripts.schema.tools import ConvertModelOptions
-from sd_scripts.tools.common import run, say
+from sd_scripts.schema.tools_models import ConvertModelOptions
+from sd_scripts.tools.common import Ticker, run, say
 from sd_scripts.tools.files import refuse_existing
+from sd_scripts.tools.models.writing import size_text, written, written_folder
 
 if TYPE_CHECKING:
     import torch
 
-    from sd_scripts.models.build import LoadedModel
+    from sd_scripts.models.converting import LazyModel
 
 PROG = "convert_diffusers20_original_sd.py"
 OPTIONS = ConvertModelOptions
@@ -98,59 +100,52 @@ def _hub_variant(name: str, variant: str) -> Path:
 
 @contextmanager
 def variant_view(folder: Path, variant: str) -> Iterator[Path]:
-    """A temporary folder beside the model with its configurations and, under their usual names, one variant's weights.
+    """A temporary folder with a model's configurations and, under their usual names, one variant's weights.
 
     Raises:
         UserError: there are no weights of that variant.
     """
-    view = folder.with_name(f".{folder.name}.{os.getpid()}.{variant}")
-    found = 0
-    try:
+    with TemporaryDirectory(prefix="variant-") as temporary:
+        view = Path(temporary) / folder.name
+        found = 0
         for path in sorted(folder.rglob("*")):
             target = view / path.relative_to(folder)
             if not path.is_file():
                 continue
-            target.parent.mkdir(parents=True, exist_ok=True)
             if path.suffix in (".json", ".txt"):
+                target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
             elif f".{variant}." in path.name and path.suffix in (".safetensors", ".bin"):
+                target.parent.mkdir(parents=True, exist_ok=True)
                 _link(path, target.with_name(path.name.replace(f".{variant}.", ".")))
                 found += 1
         if not found:
             raise UserError(f"{folder} has no weights of the variant {variant!r}.", "variant")
         yield view
-    finally:
-        shutil.rmtree(view, ignore_errors=True)
 
 
 def _link(path: Path, target: Path) -> None:
     try:
-        os.link(path.resolve(), target)
+        os.symlink(path.resolve(), target)
     except OSError:
-        shutil.copyfile(path, target)  # another disk, or a file system without links
+        shutil.copyfile(path, target)  # Windows allows links to few
 
 
-def load(path: Path, options: ConvertModelOptions) -> LoadedModel:
-    """The model with its weights as they are stored. Raises UserError for another kind than --v1 or --v2 say."""
-    from sd_scripts.models.loading import load_sd, load_sdxl
-    from sd_scripts.models.weights import open_weights
-    from sd_scripts.schema.headers import single_file_version
-    from sd_scripts.schema.model import ModelOptions
+def load(path: Path, options: ConvertModelOptions) -> LazyModel:
+    """The model, of which nothing is read yet. Raises UserError for another kind than --v1 or --v2 say."""
+    from sd_scripts.models.converting import open_lazily
 
     if options.v1 and options.v2:
         raise UserError("v1 and v2 are both on.", "v1", "Give one, or none: the file says what it is.")
     facts = identify(str(path))
     if facts.problem:
         raise UserError(f"{path} cannot be read: {facts.problem}.", "model_to_load")
-    version = facts.version
-    if facts.kind == "pickle":
-        version = single_file_version(open_weights(path, "model_to_load").shapes)
+    model = open_lazily(path, "model_to_load")
     asked = "sd1" if options.v1 else "sd2" if options.v2 else ""
     names = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
-    if asked and version in names and version != asked:
-        raise UserError(f"{path} is {names[version]}, not {names[asked]}.", "v1" if options.v1 else "v2")
-    model_options = ModelOptions(pretrained_model_name_or_path=str(path), v2=version == "sd2")
-    return (load_sdxl if version == "sdxl" else load_sd)(model_options, None)
+    if asked and model.version != asked:
+        raise UserError(f"{path} is {names[model.version]}, not {names[asked]}.", "v1" if options.v1 else "v2")
+    return model
 
 
 def work(options: ConvertModelOptions) -> None:
@@ -166,47 +161,51 @@ def work(options: ConvertModelOptions) -> None:
     with source_of(options) as source:
         say(f"reading {options.model_to_load}")
         model = load(source, options)
-        say(f"it is {model.version}, {model.prediction_type}")
-        if target.suffix in _ENDINGS:
-            _save_file(model, target, dtype, metadata, options)
-        else:
-            _save_folder(model, target, dtype, metadata, options)
-    say(f"written: {target}")
+        say(f"it is {model.version}, {model.prediction}")
+        save = _save_file if target.suffix in _ENDINGS else _save_folder
+        with closing(model.files):
+            count = save(model, target, dtype, metadata, options)
+    say(f"{count} weights written to {target} ({size_text(target)})")
 
 
 def _save_file(
-    model: LoadedModel, target: Path, dtype: torch.dtype | None, metadata: dict[str, str], options: ConvertModelOptions
-) -> None:
-    from sd_scripts.models.saving import save_single_file
+    model: LazyModel, target: Path, dtype: torch.dtype | None, metadata: dict[str, str], options: ConvertModelOptions
+) -> int:
+    from sd_scripts.models.converting import write_file
 
     if metadata and target.suffix == ".ckpt":
         say("note: a .ckpt file has no place for metadata")
-    save_single_file(model, target, dtype, metadata, epoch=options.epoch, step=options.global_step)
+    counts, progress = (options.epoch, options.global_step), Ticker("weights").at
+    with written(target):
+        return write_file(model, target, dtype, metadata, counts=counts, progress=progress)
 
 
 def _save_folder(
-    model: LoadedModel, target: Path, dtype: torch.dtype | None, metadata: dict[str, str], options: ConvertModelOptions
-) -> None:
-    from sd_scripts.models.saving import save_diffusers_folder
+    model: LazyModel, target: Path, dtype: torch.dtype | None, metadata: dict[str, str], options: ConvertModelOptions
+) -> int:
+    from sd_scripts.models.converting import write_folder
 
     if metadata:
         say("note: a diffusers folder has no place for metadata")
-    if options.reference_model is None:
-        save_diffusers_folder(model, target, dtype, safetensors=options.use_safetensors)
-        return
-    reference = reference_folder(options.reference_model)
-    aside = target.with_name(f".{target.name}.{os.getpid()}.new")
-    try:
-        save_diffusers_folder(model, aside, dtype, safetensors=options.use_safetensors)
-        for name in ("scheduler", "tokenizer", "tokenizer_2"):
-            if (reference / name).is_dir() and (aside / name).is_dir():
-                shutil.rmtree(aside / name)
-                shutil.copytree(reference / name, aside / name)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(aside, target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    reference = None if options.reference_model is None else reference_folder(options.reference_model)
+    progress = Ticker("weights").at
+
+    with written_folder(target) as tell:
+
+        def finish(aside: Path) -> None:
+            if reference is not None:
+                _take_over(reference, aside)
+            tell(aside)
+
+        return write_folder(model, target, dtype, safetensors=options.use_safetensors, finish=finish, progress=progress)
+
+
+def _take_over(reference: Path, folder: Path) -> None:
+    """Give a folder the scheduler and tokenizers of another."""
+    for name in ("scheduler", "tokenizer", "tokenizer_2"):
+        if (reference / name).is_dir() and (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+            shutil.copytree(reference / name, folder / name)
 
 
 def reference_folder(name: str) -> Path:

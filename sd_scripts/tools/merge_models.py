@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.tools import MergeModelsOptions
+from sd_scripts.schema.tools_models import MergeModelsOptions
 from sd_scripts.tools.common import Ticker, run, say
 from sd_scripts.tools.files import refuse_existing
 

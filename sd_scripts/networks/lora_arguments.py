@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from sd_scripts.networks.lora_blocks import BlockPlan, block_index, block_plan, lr_weights, without_silent_blocks
@@ -69,7 +70,10 @@ class LoRASizes:
         if not dim:
             return None
         alpha = DEFAULT_ALPHA if alpha is None else alpha
-        return dim, (alpha or dim) * math.sqrt(dim) if self.by_root else alpha
+        if self.by_root:
+            # As a file or a training state keeps it, so that a run that goes on has the same strength to the last bit.
+            alpha = torch.tensor((alpha or dim) * math.sqrt(dim), dtype=torch.float32).item()
+        return dim, alpha
 
     def _anywhere(self, small: bool) -> tuple[int | None, float | None]:
         return (self.dim, self.alpha) if small else (self.conv_dim, self.conv_alpha)

@@ -28,6 +28,12 @@ PHASES = {
     "tagged": "tagging pictures",
     "encoded": "encoding pictures",
     "pictures written": "writing pictures",
+    "modules": "working through the modules",
+    "layers": "working through the layers",
+    "weights": "working through the weights",
+    "tensors": "working through the tensors",
+    "words": "comparing words",
+    "megabytes written": "writing, in megabytes",
 }
 
 

@@ -12,9 +12,10 @@ from kohya_gui.job_view import JobView
 from kohya_gui.prepare.undo import undo_job
 from kohya_gui.services import Services
 from kohya_gui.tabs import jobs_html as shown
+from kohya_gui.tabs import reports
 from kohya_gui.tabs.message import channel, join_script, tell, warn
 from kohya_gui.tabs.tensorboard import TensorboardBar
-from kohya_gui.tools import is_tool
+from kohya_gui.tools import PREFIX, TOOLS, is_tool
 from sd_scripts.schema.errors import UserError
 
 TICK_SECONDS = 1.0
@@ -163,12 +164,18 @@ class JobsTab:
             f'<a class="k-link" href="kohya/log?job={view.id}" download>{self.words("Download")}</a>'
         )
         return [
-            shown.curves(view, found, looking.chart, self.words),
+            shown.curves(view, found, looking.chart, self.words, self._found(view)),
             shown.samples(view, looking.prompt, looking.pair, self.words),
             shown.files(view, self.words),
             shown.log(text),
             links,
         ]
+
+    def _found(self, view: JobView) -> str:
+        """What a tool found, if it wrote a table of it."""
+        command = str(self.store.spec(view.id).get("command"))
+        known = TOOLS.get(command.removeprefix(PREFIX)) if view.tool and view.over else None
+        return reports.report(known, view, self.words) if known is not None and known.reports else ""
 
     # ------------------------------------------------------------------ acting
 

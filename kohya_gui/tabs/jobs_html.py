@@ -69,9 +69,11 @@ def _tool_actions(view: JobView, words: Words) -> str:
     if view.state == "waiting":
         return "".join([_button("up", view.id, words("Up")), _button("down", view.id, words("Down")), edit, remove])
     undo = _button("undo", view.id, words("Undo")) if can_undo(view.folder) else ""
+    only = view.files[0] if len(view.files) == 1 and view.state == "done" and undo else None
+    link = file_link(only.path, words("Download {size}", size=size_text(only.size))) if only else ""
     mend = _button("mend", view.id, words("Change it in the form")) if view.error_key else ""
     why = _button("why", view.id, words("Why")) if view.error else ""
-    return "".join([mend, why, undo, _button("again", view.id, words("Run again")), edit, remove])
+    return "".join([mend, why, link, undo, _button("again", view.id, words("Run again")), edit, remove])
 
 
 def _actions(view: JobView, words: Words) -> str:
@@ -111,13 +113,18 @@ def _progress(view: JobView, words: Words) -> str:
     if view.tool and not view.running:
         return f'<span class="k-quiet">{escape(view.end_reason)}</span>' if view.state == "done" else ""
     if view.state == "starting" or (view.running and not view.step):
+        bar = meter(view) if view.tool and view.phase_of else ""
         counted = f" {view.phase_done:,} / {view.phase_of:,}" if view.phase_of and view.phase_done is not None else ""
-        return f'<span class="k-quiet">{escape(words(view.phase or "starting"))}{counted}</span>'
+        return f'{bar}<span class="k-quiet">{escape(words(view.phase or "starting"))}{counted}</span>'
     count = words("{step} of {of}", step=f"{view.step:,}", of=f"{view.of:,}") if view.of else ""
     if not view.running:
         return count
-    bar = f'<span class="k-meter"><i style="width:{view.fraction * 100:.1f}%"></i></span>'
-    return f'{bar}<span class="k-count">{count}</span>'
+    return f'{meter(view)}<span class="k-count">{count}</span>'
+
+
+def meter(view: JobView) -> str:
+    """How much is done, as a bar."""
+    return f'<span class="k-meter"><i style="width:{view.fraction * 100:.1f}%"></i></span>'
 
 
 def _state(view: JobView, words: Words) -> str:
@@ -172,11 +179,11 @@ def status(views: Sequence[JobView], words: Words) -> str:
 # ---------------------------------------------------------------- the chosen job
 
 
-def curves(view: JobView, found: Curves, kind: str, words: Words) -> str:
-    """The chart card; a tool has no curve, but a sentence."""
+def curves(view: JobView, found: Curves, kind: str, words: Words, found_by_tool: str = "") -> str:
+    """The chart card; a tool has no curve, but a sentence, and what it found."""
     if view.tool:
         text = escape(view.end_reason if view.state == "done" else view.error) or words("Nothing to show yet.")
-        return f'<h2>{escape(view.name)}</h2><p class="k-quiet k-empty">{text}</p>'
+        return f'<h2>{escape(view.name)}</h2><p class="k-quiet k-empty">{text}</p>{found_by_tool}'
     best = min(found.validation, key=lambda point: point[1], default=None)
     if kind == "rates":
         lines = {f"k-line k-line{number % 4}": points for number, points in enumerate(found.lr.values())}
@@ -220,6 +227,8 @@ def samples(view: JobView, index: int, pair: tuple[int, ...], words: Words) -> s
         index: the prompt's number.
         pair: the two steps to compare; where they have no picture, the first and the last.
     """
+    if view.tool:
+        return ""
     prompts: dict[int, str] = {}
     for sample in view.samples:
         prompts.setdefault(sample.index, sample.prompt)

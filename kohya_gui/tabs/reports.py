@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,15 @@ def picked(tool: Tool, key: str, roots: Roots, path: str, words: Words) -> dict[
 def _read(path: Path) -> dict[str, Any]:
     """The script's table; an empty one where it is missing, damaged or endless."""
     try:
-        if os.path.getsize(path) > MOST_BYTES:
-            return {}
+        found = os.stat(path)
+    except OSError:
+        return {}
+    return _table(path, found.st_mtime_ns) if found.st_size <= MOST_BYTES else {}
+
+
+@lru_cache(maxsize=4)
+def _table(path: Path, changed: int) -> dict[str, Any]:
+    try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
@@ -87,7 +95,7 @@ def _rows(value: Any) -> list[Mapping[str, Any]]:
 def _problems(value: Any, words: Words) -> str:
     found = [str(item) for item in value] if isinstance(value, list) else []
     if not found:
-        return results.said(words("Nothing is wrong with it."), "good")
+        return ""
     shown = "".join(f"<li>{escape(words.said(text))}</li>" for text in found[:MOST_PROBLEMS])
     more = len(found) - MOST_PROBLEMS
     rest = f"<li>{words('and {n} more', n=more)}</li>" if more > 0 else ""

@@ -12,6 +12,7 @@ from kohya_gui.localization import Words
 from kohya_gui.prepare.undo import can_undo, undo_job
 from kohya_gui.services import Services
 from kohya_gui.tabs import results
+from kohya_gui.tabs.jobs_html import meter
 from kohya_gui.tabs.tool_form import QUIET
 from sd_scripts.schema.errors import UserError
 
@@ -106,4 +107,5 @@ def progress(view: JobView, words: Words) -> str:
     else:
         text, kind = words(view.state), ""
     mark = f" k-say-{kind}" if kind else ""
-    return f'<p class="k-result-line{mark}" role="status">{escape(text)} {jobs}</p>'
+    bar = meter(view) if view.running and view.phase_of else ""
+    return f'<p class="k-result-line{mark}" role="status">{bar}{escape(text)} {jobs}</p>'

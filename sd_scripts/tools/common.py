@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -106,6 +108,8 @@ def guarded(work: Callable[[Sequence[str]], None], argv: Sequence[str] | None, p
     # bitsandbytes says on every CPU that a package of 4-bit kernels is missing, which nothing here uses.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     job_dir, arguments = job_dir_of(sys.argv[1:] if argv is None else argv)
+    if job_dir is not None:
+        _end_like_ctrl_c()
     with report.to(job_dir, prog) if job_dir is not None else nullcontext():
         try:
             code = _told(work, arguments, prog)
@@ -117,6 +121,18 @@ def guarded(work: Callable[[Sequence[str]], None], argv: Sequence[str] | None, p
             raise
         report.end({0: "done", EXIT_INTERRUPTED: "stopped"}.get(code, "failed"))
     return code
+
+
+def _end_like_ctrl_c() -> None:
+    """Whoever watches the job ends it by SIGTERM: an interruption, so that nothing half-written stays."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        # asked again while what was begun is taken away
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
 
 
 def job_dir_of(argv: Sequence[str]) -> tuple[Path | None, list[str]]:

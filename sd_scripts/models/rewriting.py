@@ -102,6 +102,7 @@ def rewrite(
     names: Collection[str],
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a model again; what is not changed is copied as it is. Complete or not at all.
 
@@ -114,6 +115,7 @@ def rewrite(
         names: of the layers that are changed.
         dtype: of the weights in the result; None leaves each as it is. Changed ones are cast from what `changes` gives.
         metadata: text entries of a .safetensors file; None keeps the model's own.
+        finish: called with a new folder just before it takes its place.
 
     Raises:
         UserError: the model has no such layer, or a bias is to be changed that it has not, or the target does not fit.
@@ -129,6 +131,8 @@ def rewrite(
             copy_rest(stored.path, aside, {file.tensors.path for file in stored.files})
             for file in stored.files:
                 _write(file, aside / file.part / file.tensors.path.name, writer, file.tensors.metadata or None)
+            if finish is not None:
+                finish(aside)
         return
     if not target.suffix:
         raise UserError(f"{target} has no ending.", hint="Give a .safetensors or .ckpt file.")

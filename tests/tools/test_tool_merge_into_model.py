@@ -120,6 +120,9 @@ def test_folders_stay_folders_and_torch_files_are_read(tiny_sd2: Path, tiny_sd1_
         added = new.weight(name).double() - old.weight(name).double()
         assert torch.allclose(added.flatten(1), 2 * change(tensors, name), atol=1e-6), name
     assert (target / "model_index.json").is_file() and (target / "tokenizer").is_dir()
+    assert merged(tmp_path / "one.safetensors", tiny_sd2, [(lora, 2.0)]) == 0
+    one = open_model(tmp_path / "one.safetensors")
+    assert all(torch.equal(one.weight(name).flatten(), new.weight(name).flatten()) for name in model.places)
 
     whole = load_file(tiny_sd1_file)
     torch.save({"state_dict": whole, "global_step": 7}, tmp_path / "m.ckpt")

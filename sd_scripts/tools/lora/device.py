@@ -45,7 +45,7 @@ def in_parallel(work: Callable[[_T], _R], items: Iterable[_T], device: torch.dev
         yield from map(work, items)
         return
     waiting: deque[Future[_R]] = deque()
-    with _one_thread_each(threads), ThreadPoolExecutor(threads) as pool:
+    with one_thread_each(threads), ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
@@ -59,7 +59,8 @@ def in_parallel(work: Callable[[_T], _R], items: Iterable[_T], device: torch.dev
 
 
 @contextmanager
-def _one_thread_each(threads: int) -> Iterator[None]:
+def one_thread_each(threads: int) -> Iterator[None]:
+    """Inside, torch computes with one thread wherever it is called from; afterwards with `threads` again."""
     torch.set_num_threads(1)
     try:
         yield

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from sd_scripts.schema.errors import UserError
 from sd_scripts.tools.common import Ticker, say
 from sd_scripts.tools.files import refuse_existing
 from sd_scripts.tools.lora.merge import ENDINGS, VERSIONS, Source, listed
+from sd_scripts.tools.models.writing import written, written_folder
 from sd_scripts.tools.report import report
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     Plan = dict[str, list[tuple[Source, str]]]
 
 _FORGET_EVERY = 32
+_AHEAD = 4  # layers computed before the writer asks for them
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,15 @@ def merge_into_model(model_path: Path, sources: Sequence[Source], target: Path, 
         _check_target(model, target, settings)
         say(f"into {model_path}, {VERSIONS[model.version]}")
         plan = planned(model, sources)
-        layers = _Layers(model, plan, settings)
-        metadata = None if model.path.is_dir() else _notes(model, sources, target, settings.bare)
-        with report.writing(target), layers.running():
-            rewrite(model, target, layers.take, plan, settings.saving, metadata)
+        layers = _Layers(model, plan, settings, _written_order(model, plan, target))
+        metadata = _notes(model, sources, target, settings.bare) if target.suffix == ".safetensors" else None
+        with layers.running():
+            if target.suffix in ENDINGS:
+                with written(target):
+                    rewrite(model, target, layers.take, plan, settings.saving, metadata)
+            else:
+                with written_folder(target) as tell:
+                    rewrite(model, target, layers.take, plan, settings.saving, finish=tell)
     report.phase("layers", len(plan), len(plan))
     say(f"{len(plan)} layers changed, the model is written to {target}")
     return model.version
@@ -115,44 +123,53 @@ def layer_of(module: str, model: ModelFile) -> str | None:
 
 
 class _Layers:
-    """Computes the changed layers on all cores, a few ahead of the writer, in the order of the file."""
+    """Computes the changed layers on all cores, a few ahead of the writer."""
 
-    def __init__(self, model: ModelFile, plan: Plan, settings: Settings) -> None:
+    def __init__(self, model: ModelFile, plan: Plan, settings: Settings, order: Sequence[str]) -> None:
         import torch
 
         self._model, self._plan, self._settings = model, plan, settings
+        self._order = list(order)
+        self._places = {layer: number for number, layer in enumerate(self._order)}
         self._working = torch.float64 if settings.precision == torch.float64 else torch.float32
         self._room = max((prod(model.places[layer].shape) for layer in plan), default=0)
         self._local = threading.local()
-        self._ready: dict[str, Change] = {}
+        self._started: set[str] = set()
+        self._waiting: dict[str, Future[Change]] = {}
         self._ticker = Ticker("layers", len(plan))
-        self._done = 0
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Around the calls of `take`."""
-        from sd_scripts.tools.lora.device import in_parallel
+        import torch
 
-        order = _file_order(self._model, self._plan)
-        self._results = in_parallel(self._computed, order, self._settings.device)
-        try:
-            yield
-        finally:
-            cast("Generator[object]", self._results).close()  # what is still computed ahead is not wanted any more
+        from sd_scripts.tools.lora.device import one_thread_each
+
+        # layers are too small for torch to share one among threads well
+        threads = torch.get_num_threads()
+        cores = threads if self._settings.device.type == "cpu" else 1
+        with one_thread_each(threads), ThreadPoolExecutor(cores) as self._pool:
+            try:
+                yield
+            finally:
+                self._pool.shutdown(cancel_futures=True)
 
     def take(self, layer: str) -> Change:
         """New weight and bias of a layer."""
-        while layer not in self._ready:
-            name, change = next(self._results)
-            self._ready[name] = change
-        self._ticker.at(self._done)
-        self._done += 1
-        if self._done % _FORGET_EVERY == 0:
-            for source in {id(source): source for parts in self._plan.values() for source, _ in parts}.values():
-                source.file.forget()
-        return self._ready.pop(layer)
+        place = self._places[layer]
+        for coming in (layer, *self._order[place + 1 : place + 1 + _AHEAD]):
+            if coming not in self._started:
+                self._started.add(coming)
+                self._waiting[coming] = self._pool.submit(self._computed, coming)
+        change = self._waiting.pop(layer).result()
+        done = len(self._started) - len(self._waiting)
+        self._ticker.at(done)
+        if done % _FORGET_EVERY == 0:
+            for file in {id(source): source.file for parts in self._plan.values() for source, _ in parts}.values():
+                file.forget()
+        return change
 
-    def _computed(self, layer: str) -> tuple[str, Change]:
+    def _computed(self, layer: str) -> Change:
         from sd_scripts.networks.changes import Misfit, add_lora, changed, is_plain_lora
 
         weight, bias = self._weight(layer), self._bias(layer)
@@ -168,7 +185,7 @@ class _Layers:
                     f"{source.file.path}: {module} {error}.", "models", "The network is for another kind of model."
                 ) from error
         self._require_finite(weight, layer)
-        return layer, (self._rounded(weight), None if bias is None else self._rounded(bias))
+        return self._rounded(weight), None if bias is None else self._rounded(bias)
 
     def _weight(self, layer: str) -> Tensor:
         """A copy of a layer's weight, in memory that the thread uses again: new pages cost as much as the product."""
@@ -209,13 +226,19 @@ class _Layers:
             )
 
 
-def _file_order(model: ModelFile, plan: Plan) -> list[str]:
-    """The layers in the order in which a writer of sorted files comes by them."""
+def _written_order(model: ModelFile, plan: Plan, target: Path) -> list[str]:
+    """The layers in about the order in which the writer comes by them: part by part, sorted by key."""
+    from sd_scripts.networks.names import unet_layers
+
+    to_file = model.path.is_dir() and target.suffix in ENDINGS
+    originals = {path: original for original, path in unet_layers(model.version).items()} if to_file else {}
 
     def first_key(layer: str) -> tuple[str, str]:
         place = model.places[layer]
+        if to_file:
+            return place.part, originals.get(place.path, place.path)
         key = min(key for key in (place.weight, place.bias) if key is not None)
-        return (key.partition("/")[0] if model.path.is_dir() else "", key)
+        return (place.part if model.path.is_dir() else "", key)
 
     return sorted(plan, key=first_key)
 
@@ -231,16 +254,12 @@ def _notes(model: ModelFile, sources: Sequence[Source], target: Path, bare: bool
 
 
 def _check_target(model: ModelFile, target: Path, settings: Settings) -> None:
-    """Raises UserError where the target is of another form than the model, or is there already."""
-    if model.path.is_dir():
-        if target.suffix in ENDINGS:
-            raise UserError(
-                f"{settings.key} is {target}, a file, but {model.path} is a folder.",
-                settings.key,
-                "Give a folder, or convert the model to one file first.",
-            )
-        if target.is_file():
-            raise UserError(f"{settings.key} is {target}, which is a file; a folder is written.", settings.key)
-    elif target.suffix not in ENDINGS:
+    """Raises UserError where the target cannot be written as it is named, or is there already."""
+    if target.suffix in ENDINGS:
+        if target.is_dir():
+            raise UserError(f"{settings.key} is {target}, which is a folder.", settings.key, "Give a file.")
+    elif not model.path.is_dir():
         raise UserError(f"{settings.key} is {target}, but must end in {', '.join(ENDINGS)}.", settings.key)
+    elif target.is_file():
+        raise UserError(f"{settings.key} is {target}, which is a file; a folder is written.", settings.key)
     refuse_existing([target], settings.overwrite)

@@ -21,6 +21,7 @@ from sd_scripts.tools.common import Ticker, say
 from sd_scripts.tools.lora.device import in_parallel
 from sd_scripts.tools.lora.layer_shapes import Kernel
 from sd_scripts.tools.lora.merge import NAMED, Source, require_one_family
+from sd_scripts.tools.models.writing import written
 from sd_scripts.tools.report import report
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ def save(
             "Choose bf16 or float, or lower ratios.",
         )
     if target.suffix != ".safetensors":
-        with report.writing(target):
+        with written(target):
             write_torch(target, tensors)
         return
     downs = {name: len(value) for name, value in tensors.items() if name.endswith("lora_down.weight")}
@@ -288,5 +289,5 @@ def save(
     metadata = hashed(tensors, notes)
     if not bare:
         metadata |= spec_notes(target, kind_of_files(files), [file.path for file in files])
-    with report.writing(target):
+    with written(target):
         write_safetensors(target, tensors, metadata)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sd_scripts.networks.changes import Misfit, kind_of
-from sd_scripts.networks.names import TEXT_ENCODER_2, kohya_key, layer_of, sgm_name
+from sd_scripts.networks.names import PEFT_TENSORS, TEXT_ENCODER_2, kohya_key, layer_of, sgm_name
 from sd_scripts.schema.errors import UserError
 from sd_scripts.tensormap import MappedTensors, open_tensors
 
@@ -26,6 +26,8 @@ PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 _OTHER_PREFIXES = ("oft_", "lycoris_")
 # Textual inversions that some programs put into the same file.
 _BUNDLED = ("bundle_emb.",)
+# Other words for the parts of a LoRA behind a module that goes by kohya's name.
+_OTHER_PARTS = {**PEFT_TENSORS, "down.weight": "lora_down.weight", "up.weight": "lora_up.weight"}
 _SGM = re.compile(r"lora_unet_(input_blocks|middle_block|output_blocks)_")
 # What diffusers notes of PEFT's settings, alpha among them, which its files have no tensor for.
 _PEFT_SETTINGS = "lora_adapter_metadata"
@@ -195,7 +197,7 @@ def _split(name: str, sdxl: bool) -> tuple[str, str] | None:
     module, dot, part = name.partition(".")
     if dot and module.startswith((*PREFIXES, *_OTHER_PREFIXES, "lora_")):
         module = _usual_prefix(module)
-        return sgm_name(module) if sdxl else module, part
+        return sgm_name(module) if sdxl else module, _OTHER_PARTS.get(part, part)
     known = kohya_key(name, sdxl)
     if known is None:
         return None

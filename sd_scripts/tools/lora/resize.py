@@ -148,7 +148,8 @@ def _module(file: NetworkFile, name: str, ranks: Ranks, device: torch.device) ->
     rank = choose_rank(values, ranks.method, ranks.param, most, ranks.legacy)
     kept = completed(found, rank)
     total, norm = float(found.values.sum()), float(torch.linalg.vector_norm(found.values))
-    tensors = {part: value for part, value in stored.items() if part not in _REPLACED}
+    # copies: the file is closed before the result is written
+    tensors = {part: value.clone() for part, value in stored.items() if part not in _REPLACED}
     tensors["lora_down.weight"] = kept.down.reshape(rank, *down.shape[1:]).cpu()
     tensors["lora_up.weight"] = kept.up.reshape(kept.up.shape[0], rank, *[1] * (down.dim() - 2)).cpu()
     tensors["alpha"] = torch.tensor(scale * rank)

@@ -158,7 +158,8 @@ class _Layers:
         """New weight and bias of a layer."""
         place = self._places[layer]
         for coming in (layer, *self._order[place + 1 : place + 1 + _AHEAD]):
-            if coming not in self._started:
+            # a layer may be asked for again: files of version 2 hold the last text layer twice
+            if coming not in self._started or (coming == layer and layer not in self._waiting):
                 self._started.add(coming)
                 self._waiting[coming] = self._pool.submit(self._computed, coming)
         change = self._waiting.pop(layer).result()

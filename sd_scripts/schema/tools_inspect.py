@@ -96,3 +96,6 @@ class InterrogateLoraOptions:
     clip_skip: int | None = option(
         None, "Compare this layer of the text encoder, counted from the last one.", minimum=1, label="Clip skip"
     )
+    words: list[str] | None = option(
+        None, "Only compare these words instead of all, which takes seconds.", nargs="+", label="Words"
+    )

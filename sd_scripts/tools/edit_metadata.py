@@ -23,7 +23,7 @@ OPTIONS = EditMetadataOptions
 THUMBNAIL = "modelspec.thumbnail"
 _THUMBNAIL_SIDE = 256
 _THUMBNAIL_QUALITY = 85
-_LEGACY, _MODEL = "sshs_legacy_hash", "sshs_model_hash"
+_LEGACY = "sshs_legacy_hash"
 _CHUNK = 16 << 20
 _ALIGNMENT = 8
 _MEGABYTE = 1 << 20
@@ -149,7 +149,7 @@ def work(options: EditMetadataOptions) -> None:
     notes = with_valid_hash(source, before, edited(before, options))
     write_with_notes(source, target, notes)
     changed = [key for key in {**before, **notes} if before.get(key) != notes.get(key)]
-    say(f"{len(changed)} notes changed, {len(notes)} are in {target}")
+    say(f"{len(changed)} {'note' if len(changed) == 1 else 'notes'} changed, {len(notes)} in {target}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

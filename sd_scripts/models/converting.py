@@ -77,17 +77,18 @@ class LazyModel:
         return {name: layout.complete_config(name, part.config) for name, part in self.parts.items()}
 
 
-def open_lazily(path: str | Path, key: str | None = None) -> LazyModel:
+def open_lazily(path: str | Path, key: str | None = None, files: LazyFiles | None = None) -> LazyModel:
     """Open a single file or a diffusers folder of any version and check that it is whole.
 
     Args:
         path: of the file or folder.
         key: the option that named it, for messages.
+        files: keeps account of the opened files; None for a new account.
 
     Raises:
         UserError: it is missing, damaged, incomplete, or something else.
     """
-    files = LazyFiles()
+    files = files or LazyFiles()
     try:
         return _opened(str(path), files, key)
     except UserError as error:
@@ -136,8 +137,36 @@ def write_file(
     # the schedule's numbers would be spoiled by a cast; programs that find them use them
     unchanged = set(model.origin.ballast or ())
     around = {"epoch": model.origin.epoch + counts[0], "global_step": model.origin.step + counts[1]}
-    _write(path, weights, dtype, unchanged, _Account(model.files, len(weights), progress), metadata, around)
+    account = _Account(model.files, len(weights), progress)
+    _write(path, weights, dtype, unchanged, account, metadata, around)
     return len(weights)
+
+
+def write_tensors(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    *,
+    files: LazyFiles,
+    unchanged: Collection[str] = (),
+    metadata: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write lazy tensors by their names to one file, complete or not at all; a .ckpt has them under `state_dict`.
+
+    Args:
+        path: of the file.
+        weights: the tensors.
+        dtype: of floating point tensors in the file; None keeps each as it is.
+        files: where they are read from.
+        unchanged: names that keep their type.
+        metadata: text entries; a .ckpt has no place for them.
+        progress: told how many tensors of how many are written.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    _write(path, weights, dtype, unchanged, _Account(files, len(weights), progress), metadata, {})
 
 
 def write_folder(

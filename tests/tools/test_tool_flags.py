@@ -53,6 +53,7 @@ OURS = {
         "networks/extract_lora_from_models.py",
         "networks/extract_lora_from_dylora.py",
     },
+    "lcm_lora": {"tools/lcm_convert.py"},
     "exact": {*EXTRACTORS, "networks/svd_merge_lora.py"},
     "prefix": CAPTIONERS,
     "postfix": CAPTIONERS,

@@ -132,7 +132,7 @@ def test_mixing_refuses_in_one_sentence(
 ) -> None:
     out = str(tmp_path / "m.safetensors")
     for argv, words in (
-        (["--models", str(two[0]), str(tiny_sd2_file), "--output", out], "shapes"),
+        (["--models", str(two[0]), str(tiny_sd2_file), "--output", out], "2.x. Only models of one kind"),
         (["--models", str(two[0]), "--ratios", "1", "2", "--output", out], "2 ratios for 1 models"),
         (["--models", str(two[0])], "output is missing"),
         (["--output", out], "models is missing"),

@@ -1,0 +1,149 @@
+"""Add an LCM LoRA to a model: `python sd_scripts/tools/lcm_convert.py --name out.safetensors --model in.safetensors`.
+
+The result makes pictures in 4 to 8 steps with the LCM sampler at a guidance of 1 to 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.tools_models import LcmConvertOptions
+from sd_scripts.tools.common import Ticker, run, say
+from sd_scripts.tools.files import refuse_existing
+from sd_scripts.tools.models.writing import size_text, written
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sd_scripts.models.modules import ModelFile
+    from sd_scripts.tools.lora.merge_model import Plan
+
+PROG = "lcm_convert.py"
+OPTIONS = LcmConvertOptions
+LORAS = {
+    "sd1": "latent-consistency/lcm-lora-sdv1-5",
+    "sdxl": "latent-consistency/lcm-lora-sdxl",
+    "ssd-1b": "latent-consistency/lcm-lora-ssd-1b",
+}
+HINT = "Sampler LCM, 4 to 8 steps, guidance 1 to 2."
+_FILE = "pytorch_lora_weights.safetensors"
+_ENDINGS = (".safetensors", ".ckpt")
+_NAMES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
+# In the deepest attention of the whole Stable Diffusion XL; the smaller ones made of it lack it.
+_DEEPEST = "lora_unet_input_blocks_8_1_transformer_blocks_9_attn1_to_q"
+
+
+def kind_of(model: ModelFile, options: LcmConvertOptions) -> str:
+    """Which LoRA the model wants: "sd1", "sd2", "sdxl" or "ssd-1b". Raises UserError where the flags say otherwise."""
+    if options.sdxl and options.ssd_1b:
+        raise UserError("sdxl and ssd_1b are both on.", "sdxl", "Give one, or none: the model says what it is.")
+    small = model.version == "sdxl" and _DEEPEST not in model.places
+    if options.sdxl and model.version != "sdxl":
+        raise UserError(f"{model.path} is {_NAMES[model.version]}, not {_NAMES['sdxl']}.", "sdxl")
+    if options.ssd_1b and not small:
+        raise UserError(f"{model.path} is {_NAMES[model.version]}, not SSD-1B.", "ssd_1b")
+    if small and not options.ssd_1b and options.lcm_lora is None:
+        raise UserError(
+            f"{model.path} is smaller than {_NAMES['sdxl']}.",
+            "ssd_1b",
+            "Give --ssd_1b if it is SSD-1B, else name the LoRA made for it with --lcm_lora.",
+        )
+    return "ssd-1b" if small else model.version
+
+
+def lora_file(options: LcmConvertOptions, kind: str) -> Path:
+    """The LCM LoRA: the file or folder given, or the hub's for this kind of model, out of the cache where it is.
+
+    Raises:
+        UserError: there is none, or it cannot be fetched.
+    """
+    from sd_scripts.models.folder import hub_errors, is_hub_id
+
+    name = options.lcm_lora or LORAS.get(kind, "")
+    if not name:
+        raise UserError(f"There is no LCM LoRA for {_NAMES[kind]} to fetch.", "lcm_lora", "Give one with --lcm_lora.")
+    path = Path(name)
+    if path.is_dir():
+        return _in_folder(path)
+    if path.exists() or not is_hub_id(name):
+        return path
+
+    from huggingface_hub import hf_hub_download
+
+    with hub_errors(name, "lcm_lora"):
+        return Path(hf_hub_download(name, _FILE))
+
+
+def _in_folder(folder: Path) -> Path:
+    files = sorted(folder.glob("*.safetensors"))
+    found = [path for path in files if path.name == _FILE] or files
+    if len(found) != 1:
+        raise UserError(f"{folder} holds {len(found)} .safetensors files.", "lcm_lora", "Give the LoRA file itself.")
+    return found[0]
+
+
+class _Layers:
+    """The layers with the LoRA in them."""
+
+    def __init__(self, model: ModelFile, plan: Plan) -> None:
+        self._model, self._plan = model, plan
+        self._ticker, self._done = Ticker("layers", len(plan)), 0
+
+    def changed(self, layer: str) -> tuple[Tensor, Tensor | None]:
+        """New weight and bias. Raises UserError where they do not fit or are not finite."""
+        import torch
+
+        from sd_scripts.networks.changes import Misfit, changed
+
+        self._ticker.at(self._done)
+        self._done += 1
+        bias = self._model.bias(layer)
+        weight, bias = self._model.weight(layer).float(), None if bias is None else bias.float()
+        for source, module in self._plan[layer]:
+            file = source.file
+            try:
+                weight, bias = changed(file.tensors(module), weight, bias, source.ratio, file.kind(module))
+            except Misfit as error:
+                raise UserError(f"{file.path}: {module} {error}.", "lcm_lora") from error
+            if not bool(torch.isfinite(weight).all()):
+                source.require_finite(module)
+                raise UserError(f"{self._model.path}: the weight of {layer} is not finite.", "model")
+        return weight, bias
+
+
+def work(options: LcmConvertOptions) -> None:
+    """Add the LoRA and write the model, complete or not at all. Raises UserError."""
+    target = Path(options.name)
+    if target.suffix not in _ENDINGS:
+        target = target.with_name(f"{target.name}.safetensors")
+    refuse_existing([target], options.overwrite)
+
+    from sd_scripts.models.modules import open_model, rewrite
+    from sd_scripts.networks.netfile import open_network
+    from sd_scripts.tools.lora.merge import Source
+    from sd_scripts.tools.lora.merge_model import planned
+    from sd_scripts.tools.lora.notes import kind_from, spec_notes
+
+    with open_model(options.model, "model") as model:
+        kind = kind_of(model, options)
+        path = lora_file(options, kind)
+        say(f"{options.lora_scale:g} of {path} into {options.model}")
+        source = Source(open_network(path, "lcm_lora"), options.lora_scale)
+        plan = planned(model, [source])
+        facts = {**kind_from(model.version), "v_param": model.stored.prediction == "v_prediction"}
+        notes = spec_notes(target, facts, [model.path, path], adapter=None) | {"modelspec.usage_hint": HINT}
+        with written(target):
+            rewrite(model, target, _Layers(model, plan).changed, plan, metadata=notes)
+    say(f"{len(plan)} layers changed, the model is written to {target} ({size_text(target)}). {HINT}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    return run(OPTIONS, work, argv, PROG)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,162 @@
+"""The weighted sum of whole models, tensor by tensor: each is read, summed up and written before the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sd_scripts.models.converting import open_lazily, write_tensors
+from sd_scripts.models.keymap import UNET_PREFIX
+from sd_scripts.models.lazy import Lazy, LazyFiles, made
+from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.headers import identify, single_file_version
+from sd_scripts.tools.lora.notes import spec_notes
+
+LEFT_OUT = ("model_ema.",)  # a second copy of the U-Net that only further training by its maker would need
+_NAMES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
+_ALONE = ("lora", "embedding")
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """A model that is mixed.
+
+    Attributes:
+        path: the file or folder.
+        weights: lazy tensors by the names of a single file.
+        version: "sd1", "sd2", "sdxl", or what else it is.
+        prediction: "epsilon", "v_prediction", or "" where nothing says it.
+    """
+
+    path: Path
+    weights: Mapping[str, Tensor]
+    version: str
+    prediction: str
+
+
+@contextmanager
+def open_all(paths: Sequence[Path]) -> Iterator[tuple[list[Ingredient], LazyFiles]]:
+    """The models and the files that they lie in. Raises UserError for models that do not belong together."""
+    files = LazyFiles()
+    try:
+        models = [_opened(path, files) for path in paths]
+        _check_kinds(models)
+        yield models, files
+    finally:
+        files.close()
+
+
+def _opened(path: Path, files: LazyFiles) -> Ingredient:
+    if path.is_dir():
+        model = open_lazily(path, "models", files)
+        return Ingredient(path, model.original(), model.version, model.prediction)
+    facts = identify(str(path))
+    if facts.kind in _ALONE:
+        raise UserError(
+            f"{path} is {facts.detail}, not a model.", "models", "LoRAs are merged with networks/merge_lora.py."
+        )
+    opened = files(path, "models")
+    weights = opened.take(opened.shapes)
+    prediction = facts.prediction or ("v_prediction" if "v_pred" in weights else "")
+    return Ingredient(path, weights, single_file_version(opened.shapes), prediction)
+
+
+def _check_kinds(models: Sequence[Ingredient]) -> None:
+    first = models[0]
+    for other in models[1:]:
+        if other.version != first.version:
+            one, two = (_NAMES.get(model.version, "another kind of model") for model in (first, other))
+            raise UserError(
+                f"{first.path} is {one}, {other.path} is {two}.", "models", "Only models of one kind can be mixed."
+            )
+        if first.prediction and other.prediction and other.prediction != first.prediction:
+            raise UserError(
+                f"{first.path} predicts {_what(first)}, {other.path} predicts {_what(other)}.",
+                "models",
+                "Only models that predict the same can be mixed.",
+            )
+
+
+def _what(model: Ingredient) -> str:
+    return "v" if model.prediction == "v_prediction" else "noise"
+
+
+class Mixture:
+    """Weighted sums of models.
+
+    What a model lacks is made of the others, their ratios scaled up to the same sum. Whole numbers (positions) are
+    those of the first model that has them.
+
+    Attributes:
+        skipped: weights that not every model has, or that are left out.
+    """
+
+    def __init__(
+        self,
+        opened: tuple[Sequence[Ingredient], LazyFiles],
+        ratios: Sequence[float],
+        unet_only: bool,
+        device: torch.device,
+        precision: torch.dtype,
+    ) -> None:
+        """Look through all names and shapes. Raises UserError where a weight has different shapes."""
+        self._models, self._files = opened
+        self._ratios, self._unet_only = ratios, unet_only
+        self._device, self._precision = device, precision
+        self.skipped: list[str] = []
+        self._weights: dict[str, Tensor] = {}
+        for name in dict.fromkeys(name for model in self._models for name in model.weights):
+            having = [
+                (model.weights[name], ratio) for model, ratio in zip(self._models, ratios) if name in model.weights
+            ]
+            if len(having) < len(ratios) or name.startswith(LEFT_OUT):
+                self.skipped.append(name)
+            if not name.startswith(LEFT_OUT):
+                self._add(name, having)
+
+    def _add(self, name: str, having: list[tuple[Tensor, float]]) -> None:
+        shapes = sorted({tuple(value.shape) for value, _ in having})
+        if len(shapes) > 1:
+            raise UserError(
+                f"{name} has the shapes {' and '.join(str(list(shape)) for shape in shapes)}.",
+                "models",
+                "Only models of one kind can be mixed.",
+            )
+        first = having[0][0]
+        if not first.is_floating_point():
+            self._weights[name] = first
+        elif not self._unet_only or name.startswith(UNET_PREFIX):
+            self._weights[name] = Lazy(first.shape, self._precision, lambda: self._sum(having))
+        elif name in self._models[0].weights:
+            self._weights[name] = first
+
+    def _sum(self, having: Sequence[tuple[Tensor, float]]) -> Tensor:
+        share = sum(ratio for _, ratio in having)
+        scale = sum(self._ratios) / share if share else 1.0
+        mixed: Tensor | None = None
+        for value, ratio in having:
+            part = made(value).to(self._device, self._precision)
+            mixed = part * (ratio * scale) if mixed is None else mixed.add_(part, alpha=ratio * scale)
+        assert mixed is not None
+        return mixed.cpu()
+
+    def metadata(self, target: Path) -> dict[str, str]:
+        """The notes of the result: what it is, and what it was mixed from."""
+        version = self._models[0].version
+        if version not in _NAMES:
+            return {}
+        prediction = next(filter(None, (model.prediction for model in self._models)), "")
+        kind = {"v2": version == "sd2", "v_param": prediction == "v_prediction", "is_sdxl": version == "sdxl"}
+        return spec_notes(target, kind, [model.path for model in self._models], adapter=None)
+
+    def write(self, target: Path, dtype: torch.dtype, progress: Callable[[int, int], None]) -> int:
+        """Write the result, complete or not at all; returns how many weights it has. Raises OSError."""
+        write_tensors(
+            target, self._weights, dtype, files=self._files, metadata=self.metadata(target), progress=progress
+        )
+        return len(self._weights)

@@ -55,6 +55,8 @@ OURS = {
     },
     "lcm_lora": {"tools/lcm_convert.py"},
     "exact": {*EXTRACTORS, "networks/svd_merge_lora.py"},
+    "json": {"networks/check_lora_weights.py"},
+    "words": {"networks/lora_interrogator.py"},
     "prefix": CAPTIONERS,
     "postfix": CAPTIONERS,
 }

@@ -124,7 +124,7 @@ def resolved(tool: Tool, values: Mapping[str, Any], roots: Roots) -> dict[str, A
 
 
 def _hint(option: OptionField) -> str:
-    return "Choose a folder." if option.kind == "folder" else "Choose a file."
+    return {"folder": "Choose a folder.", "target": "Say where to save."}.get(option.kind, "Choose a file.")
 
 
 def with_ending(tool: Tool, key: str, text: str, values: Mapping[str, Any]) -> str:

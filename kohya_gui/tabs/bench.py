@@ -101,7 +101,8 @@ class ToolPanel:
         services, key = self.services, str(asked.get("key"))
         path = asked.get("path") or services.remembered.last_folder(key)
         kind = self.fields.form.fields[key].kind if key in self.fields.form.fields else "file"
-        name = Path(str(asked.get("path") or "")).name
+        typed = str(asked.get("path") or "")
+        name = "" if typed.endswith(("/", "\\")) else Path(typed).name
         return pickers.dialog(services.roots, services.words, {"path": path, "kind": kind, "name": name})
 
     def opened(self, values: Mapping[str, Any]) -> list[Any]:

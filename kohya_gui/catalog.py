@@ -69,6 +69,7 @@ def _of_tools() -> Iterator[tuple[str, str]]:
         yield "tool", tool.title
         yield "tool", tool.does
         yield "tool", tool.button
+        yield "tool", tool.dry
         yield from _of_options(tool_fields(tool).values())
     for section in (FolderPreparationOptions, BalancingOptions, ManualCaptionOptions):
         yield from _of_options(section_fields(section))

@@ -33,6 +33,7 @@ PHASES = {
     "weights": "working through the weights",
     "tensors": "working through the tensors",
     "words": "comparing words",
+    "ranks": "writing the ranks",
     "megabytes written": "writing, in megabytes",
 }
 

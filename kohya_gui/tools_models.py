@@ -19,7 +19,7 @@ TOOLS: tuple[Tool, ...] = (
     Tool(
         "convert_model",
         "Convert model",
-        "Make one file of a diffusers folder or a folder of a file, .safetensors of .ckpt, or another number format.",
+        "Turn a diffusers folder into one file or back, .ckpt into .safetensors, or change the number format.",
         "sd_scripts/tools/convert_diffusers20_original_sd.py",
         ConvertModelOptions,
         ("model_to_load", "source_model_type", "target_model_folder_input", "target_model_name_input",
@@ -30,7 +30,7 @@ TOOLS: tuple[Tool, ...] = (
             "model_to_load": {"label": "Source model"},
             "unet_use_linear_projection": {"label": "UNet linear projection"},
         },
-        wide=("model_to_load", "target_model_folder_input"),
+        wide=("target_model_folder_input",),
         page=fields.ConvertPage,
         into=fields.convert_options,
         seen=("model_to_load",),

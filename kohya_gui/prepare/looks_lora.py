@@ -105,13 +105,9 @@ def _split(tool: Tool, values: Values, words: Words) -> Look:
     unit, rank = int(values.get("unit") or 0), item.found.rank
     if not unit:
         raise UserError("The unit is missing.", "unit", "Give the step between the ranks, as in training.")
-    if rank and rank % unit:
-        raise UserError(
-            f"{Path(item.path).name} has rank {rank}, which is no multiple of {unit}.",
-            "unit",
-            "Give the unit of its training.",
-        )
-    ranks = range(unit, rank + 1, unit)
+    if rank and unit > rank:
+        raise UserError(f"{Path(item.path).name} has rank {rank}.", "unit", "Give a smaller unit.")
+    ranks = [*range(unit, rank, unit), *([] if values.get("legacy") or not rank else [rank])]
     path = Path(str(values.get("save_to") or ""))
     numbers = item.found.numbers / rank * sum(ranks) if rank else 0
     seen.room(path, "save_to", seen.bytes_of(numbers, "", 2))

@@ -112,7 +112,8 @@ def test_the_rank_of_a_new_file_follows(tmp_path: Path) -> None:
         error = refused("resize_lora", model=item, save_to=new, new_rank=2, dynamic_method=method, dynamic_param=number)
         assert error.key == "dynamic_param"
     assert "a-0002" in lines("extract_dylora", model=item, save_to=tmp_path / "a.safetensors", unit=2)["Writes"]
-    assert refused("extract_dylora", model=item, save_to=new, unit=3).key == "unit"
+    assert refused("extract_dylora", model=item, save_to=new, unit=9).key == "unit"
+    assert "3 files" in lines("extract_dylora", model=item, save_to=tmp_path / "a.safetensors", unit=3)["Writes"]
     shares = lines("svd_merge_lora", lora_a_model=item, ratio_a=0.25, save_to=new, new_rank=4)
     assert shares["Shares"] == "a.safetensors 1"
 

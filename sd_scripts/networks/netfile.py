@@ -133,7 +133,7 @@ class NetworkFile:
     def kinds(self) -> list[str]:
         """All kinds in the file, the most frequent first."""
         all_kinds = list(self._kinds.values())
-        return sorted(set(all_kinds), key=lambda kind: -all_kinds.count(kind))
+        return sorted(set(all_kinds), key=lambda kind: (-all_kinds.count(kind), kind))
 
     def tensors(self, module: str) -> dict[str, Tensor]:
         """A module's tensors as stored, by the names behind its own; views of the file, not to be written into."""

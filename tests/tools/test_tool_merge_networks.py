@@ -212,6 +212,30 @@ def test_the_other_scripts_do_the_same(tmp_path: Path, capsys: pytest.CaptureFix
     assert all(torch.equal(value, out[0][name]) for name, value in load_file(models[0]).items())
 
 
+def test_whole_differences_are_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def locon(name: str, seed: int, size: int = 4) -> Path:
+        torch.manual_seed(seed)
+        norm = {"lora_unet_n.w_norm": torch.randn(size), "lora_unet_n.b_norm": torch.randn(size)}
+        tensors = drawn({"seed": seed, "modules": [["lora_unet_a", [2, 9], [8, 2], 1.0]]})
+        return write(tmp_path / name, tensors | norm, {"ss_network_module": "lycoris.kohya"})
+
+    one, two, target = locon("a.safetensors", 1), locon("b.safetensors", 2), tmp_path / "out.safetensors"
+    assert run(merge_lora, target, [one, two], [0.5, -2.0], "--concat") == 0
+    first, second, found = (load_file(path) for path in (one, two, target))
+    for part in ("lora_unet_n.w_norm", "lora_unet_n.b_norm"):
+        assert torch.allclose(found[part], 0.5 * first[part] - 2 * second[part])
+    assert open_network(target).metadata["ss_network_module"] == "lycoris.kohya"
+    assert run(merge_lora, target, [one, locon("c.safetensors", 3, 5)], [1, 1], "--overwrite") == 2
+    assert "another size" in capsys.readouterr().err
+    other = write(tmp_path / "d.safetensors", {"lora_unet_n.diff": torch.zeros(4)})
+    assert run(merge_lora, target, [one, other], [1, 1], "--overwrite") == 2
+    assert "lora_unet_n is norm in" in capsys.readouterr().err
+    parts = drawn({"seed": 1, "modules": [["lora_unet_a", [2, 9], [8, 2], 1.0]]})
+    biased = write(tmp_path / "e.safetensors", {**parts, "lora_unet_a.diff_b": torch.ones(8)})
+    assert run(merge_lora, target, [biased], [1], "--overwrite") == 2
+    assert "a change of a bias, too" in capsys.readouterr().err
+
+
 # ---- by singular values
 
 

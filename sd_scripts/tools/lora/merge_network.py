@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sd_scripts.networks.netfile import NetworkFile
 
 Tensors = dict[str, Tensor]
+# Kinds whose tensors are differences of whole weights.
+_ADDITIVE = ("full", "norm")
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,7 @@ def merge_networks(sources: Sequence[Source], target: Path, settings: Settings) 
         UserError: a source is no plain LoRA, or the sources do not fit one another.
     """
     require_one_family(sources)
-    _require_lora(sources)
-    modules = list(dict.fromkeys(module for source in sources for module in source.file))
+    modules, plain_sums = _sorted_by_kind(sources)
     tensors: Tensors = {}
     kept, whole = 0.0, 0.0
     order = torch.Generator().manual_seed(settings.shuffle or 0)
@@ -107,27 +108,68 @@ def merge_networks(sources: Sequence[Source], target: Path, settings: Settings) 
             turned = torch.randperm(len(down), generator=order)
             up, down = up[:, turned], down[turned]
         tensors |= named(module, up, down, found.alpha, found.kernel, settings.precision, settings.saving)
+    for module in plain_sums:
+        tensors |= _added(sources, module, settings)
     report.phase("modules", len(modules), len(modules))
     if kept < whole * (1 - 1e-6):
         share = sqrt(kept / whole)
         say(f"the result holds {share:.1%} of the sum (Frobenius norm); --concat would hold all of it")
-    save(tensors, [source.file for source in sources], target, bare=settings.bare)
-    say(f"{len(modules)} modules written to {target}")
+    files = [source.file for source in sources]
+    # kohya's own LoRA has no normalisations and whole differences; LyCORIS has
+    network = files[0].metadata.get("ss_network_module", "") if plain_sums else ""
+    save(tensors, files, target, bare=settings.bare, network=network)
+    say(f"{len(modules) + len(plain_sums)} modules written to {target}")
 
 
-def _require_lora(sources: Sequence[Source]) -> None:
+def _sorted_by_kind(sources: Sequence[Source]) -> tuple[list[str], list[str]]:
+    """The LoRA modules of all sources, and those whose tensors are simply added.
+
+    Raises:
+        UserError: a module is neither, or differs in kind between the sources.
+    """
+    kinds: dict[str, tuple[str, Source]] = {}
     for source in sources:
         file = source.file
-        other = next((module for module in file if file.kind(module) != "lora"), None)
-        decomposed = next((module for module in file if DORA in file.modules[module]), None)
-        if other is None and decomposed is None:
+        for module in file:
+            kind = file.kind(module)
+            more = {DORA: "decomposed (DoRA)", "diff_b": "a change of a bias, too"} if kind == "lora" else {}
+            what = next((text for part, text in more.items() if part in file.modules[module]), kind)
+            if what not in ("lora", *_ADDITIVE):
+                raise UserError(
+                    f"{file.path} is no plain LoRA: {module} is {what}.",
+                    "models",
+                    "Merge it into a model with --sd_model; svd_merge_lora.py takes LoHa, LoKr and full files, too.",
+                )
+            known, other = kinds.setdefault(module, (kind, source))
+            if known != kind:
+                raise UserError(
+                    f"{module} is {known} in {other.file.path}, but {kind} in {file.path}.",
+                    "models",
+                    "Merge them into a model, one after the other.",
+                )
+    modules = [module for module, (kind, _) in kinds.items() if kind == "lora"]
+    return modules, [module for module in kinds if module not in set(modules)]
+
+
+def _added(sources: Sequence[Source], module: str, settings: Settings) -> Tensors:
+    """A module of whole differences: the sum of its tensors, each times its strength."""
+    total: Tensors = {}
+    for source in sources:
+        if module not in source.file.modules:
             continue
-        what = file.kind(other) if other else "decomposed (DoRA)"
-        raise UserError(
-            f"{file.path} is no plain LoRA: {other or decomposed} is {what}.",
-            "models",
-            "Merge it into a model with --sd_model; svd_merge_lora.py takes LoHa, LoKr and full files, too.",
-        )
+        source.require_finite(module)
+        for part, value in source.file.tensors(module).items():
+            share = value.float() * source.strength(module)
+            before = total.get(part)
+            if before is not None and before.shape != share.shape:
+                raise UserError(
+                    f"{source.file.path}: {module} changes a layer of another size than in the file before.", "models"
+                )
+            total[part] = share if before is None else before + share
+    return {
+        f"{module}.{part}": value.to(settings.precision).to(settings.saving).contiguous()
+        for part, value in total.items()
+    }
 
 
 def parts_of(sources: Sequence[Source], module: str) -> list[Part]:
@@ -252,6 +294,7 @@ def save(
     target: Path,
     *,
     bare: bool,
+    network: str = "",
     dim: str = "",
     alpha: str = "",
     arguments: str | None = None,
@@ -263,6 +306,7 @@ def save(
         files: what they were made of.
         target: .safetensors, or another ending for a file without notes.
         bare: without modelspec notes.
+        network: `ss_network_module`; networks.lora if not given.
         dim, alpha: as they are noted; told by the tensors if not given.
         arguments: `ss_network_args`, if any.
 
@@ -285,7 +329,13 @@ def save(
         return
     downs = {name: len(value) for name, value in tensors.items() if name.endswith("lora_down.weight")}
     alphas = [float(value) for name, value in tensors.items() if name.endswith(".alpha")]
-    notes = network_notes(files, dim=dim or same(downs.values()), alpha=alpha or same(alphas), arguments=arguments)
+    notes = network_notes(
+        files,
+        dim=dim or same(downs.values()),
+        alpha=alpha or same(alphas),
+        module=network or "networks.lora",
+        arguments=arguments,
+    )
     metadata = hashed(tensors, notes)
     if not bare:
         metadata |= spec_notes(target, kind_of_files(files), [file.path for file in files])

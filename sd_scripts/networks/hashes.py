@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors.torch import save
 
 from sd_scripts.tensorfile import file_header, file_order
 
@@ -22,23 +21,16 @@ LEGACY_DIGITS = 8
 CHUNK = 1 << 20
 
 
-def legacy_hash(content: bytes) -> str:
-    """First 8 hex digits of the SHA-256 of bytes [0x100000, 0x110000); short content hashes nothing."""
-    return hashlib.sha256(content[LEGACY_START : LEGACY_START + LEGACY_LENGTH]).hexdigest()[:LEGACY_DIGITS]
-
-
-def data_hash(content: bytes) -> str:
-    """SHA-256 of everything behind the safetensors header, whose length is in the first 8 bytes."""
-    header = int.from_bytes(content[:8], "little")
-    return hashlib.sha256(memoryview(content)[8 + header :]).hexdigest()
-
-
 def network_hashes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> tuple[str, str]:
     """(sshs_model_hash, sshs_legacy_hash) of these tensors, which must be contiguous and on the CPU."""
-    training_notes = {key: value for key, value in metadata.items() if key.startswith("ss_")}
-    # An empty table of notes is part of the bytes, too: without any ss_* entry the header still has one.
-    content = save(dict(tensors), training_notes)
-    return data_hash(content), legacy_hash(content)
+    entries = {name: (value.dtype, value.shape) for name, value in tensors.items()}
+    return streamed_hashes(entries, lambda name: _bytes(tensors[name]), metadata)
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """A tensor's bytes, without a copy."""
+    flat = tensor.detach().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if tensor.numel() else memoryview(b"")
 
 
 def streamed_hashes(
@@ -46,7 +38,10 @@ def streamed_hashes(
     content: Callable[[str], memoryview],
     metadata: Mapping[str, str],
 ) -> tuple[str, str]:
-    """The same two hashes, of tensors that are read one by one.
+    """(sshs_model_hash, sshs_legacy_hash) of tensors that are read one by one.
+
+    The first is the SHA-256 of everything behind the header, the second the first digits of that of bytes 0x100000 to
+    0x110000 of the file, where short files have nothing.
 
     Args:
         entries: tensor name -> type and shape.
@@ -54,6 +49,7 @@ def streamed_hashes(
         metadata: of the file; only `ss_*` entries count.
     """
     names = file_order(entries)
+    # An empty table of notes is part of the bytes, too: without any ss_* entry the header still has one.
     notes = {key: value for key, value in metadata.items() if key.startswith("ss_")}
     head = file_header({name: entries[name] for name in names}, notes)
     weights, window = hashlib.sha256(), hashlib.sha256(head[LEGACY_START : LEGACY_START + LEGACY_LENGTH])

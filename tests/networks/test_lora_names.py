@@ -124,6 +124,33 @@ def test_optimizer_groups(case: dict[str, Any]) -> None:
         assert names == expected["descriptions"]
 
 
+def test_blocks_of_sdxl_have_their_ranks_alphas_and_rates() -> None:
+    """23 numbers of which 20 belong to blocks with layers; 9, 3 and 9 rates."""
+    parts: dict[str, list[str]] = json.loads((DATA / "sdxl_blocks.json").read_text(encoding="utf-8"))["blocks"]
+    place_of = {part: int(place) for place, names in parts.items() for part in names}
+    counted = [str(place + 1) for place in range(23)]
+    lists = {"block_dims": counted, "block_alphas": [f"{place}.5" for place in range(23)]}
+    lists |= {"conv_block_dims": [f"{place + 51}" for place in range(23)], "conv_block_alphas": ["3"] * 23}
+    rates = {"down_lr_weight": "linear+0.5", "mid_lr_weight": "0.5,0,2", "up_lr_weight": "1,1,1,1,1,1,1,1,0.25"}
+    made = network("sdxl", **{key: ",".join(numbers) for key, numbers in lists.items()}, **rates)
+    seen = set()
+    for lora in made.unet_loras:
+        place = next(place_of[part] for part in place_of if lora.lora_name.startswith(f"lora_unet_{part}_"))
+        large = getattr(lora.org_module, "kernel_size", (1, 1)) != (1, 1)
+        assert (lora.lora_dim, float(lora.alpha)) == ((place + 51, 3.0) if large else (place + 1, place + 0.5))
+        seen.add(place)
+    assert seen == set(range(2, 22)) - {11}, "the block of rate 0 gets no network"
+    made.apply_to()
+    made.remove()
+    groups, names = made.prepare_optimizer_params(None, 1e-3, 1e-3)
+    got = dict(zip(names, (group["lr"] for group in groups)))
+    assert got.pop("textencoder") == 1e-3
+    down = {f"unet_block{place}": 1e-3 * (0.5 + (place - 1) / 8) for place in range(2, 10)}
+    middle = {"unet_block10": 5e-4, "unet_block12": 2e-3}
+    up = {f"unet_block{place}": 1e-3 for place in range(13, 21)} | {"unet_block21": 2.5e-4}
+    assert got == pytest.approx(down | middle | up)
+
+
 def test_a_part_with_rate_zero_is_frozen_and_has_no_group() -> None:
     made = network("sd1")
     made.apply_to()

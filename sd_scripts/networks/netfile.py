@@ -117,8 +117,9 @@ class NetworkFile:
             layer, rank = layer_of(module), self.rank(module)
             if layer is None or not rank or "alpha" in parts or not isinstance(settings, dict):
                 continue
-            each = settings.get(f"{layer.part}.alpha_pattern") or {}
-            alpha = next((value for path, value in each.items() if layer.path.endswith(path)), None)
+            each = settings.get(f"{layer.part}.alpha_pattern")
+            found_alphas = each.items() if isinstance(each, dict) else ()
+            alpha = next((value for path, value in found_alphas if _means(path, layer.path)), None)
             alpha = settings.get(f"{layer.part}.lora_alpha") if alpha is None else alpha
             if isinstance(alpha, int | float) and not isinstance(alpha, bool):
                 # rank-stabilised: alpha / sqrt(rank) instead of alpha / rank
@@ -172,6 +173,12 @@ class NetworkFile:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.modules)
+
+
+def _means(pattern: str, path: str) -> bool:
+    """Whether a name in PEFT's settings, which may stand for all layers that end so, means a layer."""
+    name = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
+    return f".{path}".endswith(f".{name}")
 
 
 def open_network(path: str | Path, key: str | None = None) -> NetworkFile:

@@ -39,8 +39,8 @@ class EditMetadataOptions:
 class ConvertLoraOptions:
     """Rename what is in a LoRA file to the names that other programs use; the weights stay as they are."""
 
-    model: str = option(None, "The LoRA or LyCORIS file.", kind="file", label="LoRA file")
-    save_to: str = option(None, "File to write, .safetensors.", label="Save to")
+    model: str = option(None, "The LoRA or LyCORIS file, or a folder that PEFT saved.", kind="file", label="LoRA file")
+    save_to: str = option(None, "File to write, .safetensors. For PEFT also a folder.", label="Save to")
     to: str = option(
         "kohya",
         "Names to use: those of kohya's trainers, the same with diffusers' names of SDXL's blocks, or those of PEFT.",

@@ -28,18 +28,21 @@ _STYLES = {
 def work(options: ConvertLoraOptions) -> None:
     """Rename and write the result, complete or not at all. Raises UserError."""
     target = Path(options.save_to)
-    if target.suffix != ".safetensors":
-        raise UserError(f"save_to is {target}, but must end in .safetensors.", "save_to")
-    refuse_existing([target], options.overwrite)
+    as_folder = options.to == "peft" and not target.suffix
+    if not as_folder and target.suffix != ".safetensors":
+        raise UserError(
+            f"save_to is {target}, but must end in .safetensors.", "save_to", "Only with --to peft it may be a folder."
+        )
 
     import torch
 
-    from sd_scripts.networks.netfile import open_network
     from sd_scripts.tensorfile import write_stream
+    from sd_scripts.tools.lora.adapters import files_of, open_lora, write_adapters
     from sd_scripts.tools.lora.rename import made, renamed
 
+    refuse_existing(files_of(target) if as_folder else [target], options.overwrite)
     dtypes = {None: None, "float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    file = open_network(options.model, "model")
+    file = open_lora(Path(options.model), "model")
     result = renamed(file, options.to, options.family, dtypes[options.save_precision])
     ticker, done = Ticker("tensors", len(result.pieces)), 0
 
@@ -51,10 +54,14 @@ def work(options: ConvertLoraOptions) -> None:
             file.forget()
         return made(file, result.pieces[name])
 
-    entries = {name: (piece.dtype, piece.shape) for name, piece in result.pieces.items()}
-    with report.writing(target):
-        write_stream(target, entries, make, result.metadata)
-    say(f"{len(entries)} tensors, {_STYLES[result.source]} -> {_STYLES[options.to]}, written to {target}")
+    if as_folder:
+        write_adapters(target, result.pieces, make, result.metadata)
+    else:
+        entries = {name: (piece.dtype, piece.shape) for name, piece in result.pieces.items()}
+        with report.writing(target):
+            write_stream(target, entries, make, result.metadata)
+    ticker.at(done)
+    say(f"{done} tensors, {_STYLES[result.source]} -> {_STYLES[options.to]}, written to {target}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

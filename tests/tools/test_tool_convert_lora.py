@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -36,6 +36,7 @@ SDXL_Q = "input_blocks_4_1_transformer_blocks_0_attn1_to_q"
 
 
 def known_names(version: str) -> list[str]:
+    """All names, of SDXL's every fifth."""
     if version == "sdxl":
         return list(json.loads((DATA / "lora_names_sdxl.json").read_text(encoding="utf-8")))[::5]
     return [row[0] for row in json.loads((DATA / "lora_modules.json").read_text(encoding="utf-8"))[version]]
@@ -61,7 +62,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 def every_module(version: str) -> dict[str, Tensor]:
-    """All modules of a version (of SDXL's every fifth), tiny, of several ranks; alpha in two types, some 0, some missing; some DoRA."""
+    """Modules of a version, tiny, of several ranks; alpha in two types, some 0, some missing; some DoRA."""
     tensors: dict[str, Tensor] = {}
     for number, name in enumerate(known_names(version)):
         rank = 1 + number % 3
@@ -340,3 +341,38 @@ def test_files_in_the_way_and_other_endings(tmp_path: Path, capsys: pytest.Captu
     convert(path, path, "peft")
     convert(path, path, "kohya")
     assert all(torch.equal(value, before[name]) for name, value in load_file(path).items())
+
+
+# ---- PEFT's own folders
+
+
+def wrapped(model: Model, folder: Path) -> list[Tensor]:
+    """The outputs of a model whose parts have PEFT's folders on them."""
+    model.unet = PeftModel.from_pretrained(model.unet, folder / "unet").base_model.model
+    model.text_encoders[0] = PeftModel.from_pretrained(model.text_encoders[0], folder / "text_encoder").base_model.model
+    return outputs(model)
+
+
+def test_folders_of_peft_are_written_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(some_network("sd1", True), path, {"ss_base_model_version": "sd_v1"})
+    folder = convert(path, tmp_path / "peft", "peft")
+    for expected, value in zip(outputs(with_changes("sd1", path)), wrapped(base("sd1"), folder), strict=True):
+        assert (value - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1)
+    assert_same(path, convert(folder, tmp_path / "b.safetensors", "kohya"))
+    assert convert_lora.main(["--model", str(path), "--save_to", str(folder), "--to", "peft"]) == 2
+    assert convert_lora.main(["--model", str(tmp_path), "--save_to", str(path), "--to", "kohya", "--overwrite"]) == 2
+
+
+def test_what_peft_saved_has_its_alphas(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = base("sd1")
+    settings = {"r": 4, "lora_alpha": 2, "init_lora_weights": False, "use_rslora": True}
+    unet = get_peft_model(model.unet, LoraConfig(target_modules=["to_q"], alpha_pattern={"attn2.to_q": 8}, **settings))
+    unet.save_pretrained(tmp_path / "x")
+    ours = convert(tmp_path / "x" / "adapter_model.safetensors", tmp_path / "a.safetensors", "kohya", "--family", "sd1")
+    alphas = {name: float(value) for name, value in load_file(ours).items() if name.endswith("alpha")}
+    assert set(alphas.values()) == {4.0, 16.0}
+    assert {value for name, value in alphas.items() if "attn2" in name} == {16.0}
+    wanted, found = outputs(model)[-1], outputs(with_changes("sd1", ours))[-1]
+    assert (wanted - found).abs().max() < 1e-5 * wanted.abs().max().clamp(min=1)

@@ -32,7 +32,8 @@ from sd_scripts.tools.lora.names import (
     shaped,
     style_of,
 )
-from sd_scripts.tools.lora.notes import network_notes, same
+from sd_scripts.tools.lora.notes import kind_from, network_notes, same
+from sd_scripts.training.metadata import base_model_version
 
 NOTE = "convert_lora"
 PEFT_SETTINGS = "lora_adapter_metadata"
@@ -40,6 +41,7 @@ HASHES = ("sshs_model_hash", "sshs_legacy_hash")
 # Notes that belong to one way of naming alone.
 _OWN_WAY = (NOTE, PEFT_SETTINGS, *HASHES)
 _NO_ALPHA = "none"
+_SOME_TENSORS = 50
 _DTYPES = {name: dtype for dtype, name in TYPES.items()}
 
 
@@ -146,7 +148,7 @@ def renamed(file: NetworkFile, target: str, family: str = "auto", dtype: torch.d
         pieces |= _alpha(file, member, source, target, family, back)
     if dtype is not None:
         pieces = {name: _cast(piece, dtype) for name, piece in pieces.items()}
-    metadata = _metadata(file, found, source, target, back)
+    metadata = _metadata(file, found, source, target, family, back)
     if HASHES[0] in metadata and target not in OF_PEFT:
         metadata = _with_hashes(file, pieces, metadata, back)
     if back is None and source != target:
@@ -223,7 +225,7 @@ def _alpha_text(file: NetworkFile, member: Member) -> str:
 
 
 def _metadata(
-    file: NetworkFile, found: list[Member], source: str, target: str, back: Remembered | None
+    file: NetworkFile, found: list[Member], source: str, target: str, family: str, back: Remembered | None
 ) -> dict[str, str]:
     """The new file's notes but for the note of the conversion itself; fingerprints are to be made anew."""
     notes = {key: text for key, text in file.metadata.items() if key not in _OWN_WAY}
@@ -237,7 +239,9 @@ def _metadata(
         return {"format": "pt", **notes, **settings}
     if source in OF_PEFT:
         ranks, alphas = zip(*((file.rank(member.module), file.alpha(member.module)) for member in found))
-        notes = {**network_notes([file], dim=same(ranks), alpha=same(alphas)), **notes}
+        kind = kind_from(family, notes.get("ss_base_model_version", ""))
+        base = {"ss_v2": str(kind["v2"]), "ss_base_model_version": base_model_version(kind)}
+        notes = {**network_notes([file], dim=same(ranks), alpha=same(alphas)), **base, **notes}
     if source in OF_PEFT or HASHES[0] in file.metadata:
         notes |= dict.fromkeys(HASHES, "")
     return notes
@@ -323,7 +327,13 @@ def _fingerprints(file: NetworkFile) -> tuple[str, str]:
 
 
 def _hashes(file: NetworkFile, pieces: Mapping[str, Piece], notes: Mapping[str, str]) -> tuple[str, str]:
+    read = 0
+
     def content(name: str) -> memoryview:
+        nonlocal read
+        read += 1
+        if read % _SOME_TENSORS == 0:
+            file.forget()
         flat = made(file, pieces[name]).contiguous().reshape(-1)
         return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
 

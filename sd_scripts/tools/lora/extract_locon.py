@@ -24,7 +24,6 @@ from sd_scripts.tools.lora.svd import Factors, decompose
 from sd_scripts.training.metadata import base_model_version
 
 SAVED = torch.float16  # LyCORIS writes these files in half precision only
-_EMBEDDINGS = ("token_embedding", "position_embedding")
 _MOST_COLUMNS = torch.iinfo(torch.int16).max
 
 
@@ -95,8 +94,10 @@ def target_of(text: str, safetensors: bool) -> Path:
 def _modules(pair: Pair, options: ExtractLoconOptions, device: torch.device) -> dict[str, Tensor]:
     """All tensors of the file. Raises UserError if no layer differs."""
     places = pair.places
-    whole = options.mode == "full"
-    names = [name for name, place in places.items() if whole or _has_rank(place)]
+    kinds = ("linear", "conv", "norm") if options.mode == "full" else ("linear", "conv")
+    names = [name for name, place in places.items() if place.kind in kinds]
+    if options.mode == "full" and pair.embeddings_differ():
+        say("note: embeddings of the text encoder differ; they are left out, since LyCORIS cannot load their changes")
 
     def module(name: str) -> tuple[str, dict[str, Tensor]]:
         if pair.nearly_equal(name):
@@ -113,14 +114,9 @@ def _modules(pair: Pair, options: ExtractLoconOptions, device: torch.device) -> 
     return tensors
 
 
-def _has_rank(place: Place) -> bool:
-    """Whether a layer is a matrix that LyCORIS cuts to a rank: embeddings are looked up, not multiplied."""
-    return place.kind in ("linear", "conv") and not place.path.endswith(_EMBEDDINGS)
-
-
 def _module(pair: Pair, place: Place, options: ExtractLoconOptions) -> dict[str, Tensor]:
     change = pair.difference(place.name)
-    if not _has_rank(place) or options.mode == "full":
+    if options.mode == "full":
         return _whole(pair, place, change)
     large = prod(place.shape[2:]) > 1
     factors = _cut(change, _amount(options, large), options.exact)

@@ -15,6 +15,7 @@ from sd_scripts.schema.errors import UserError
 from sd_scripts.tools.common import say
 from sd_scripts.tools.lora.merge import VERSIONS, listed, note_contradiction
 
+_TABLES = ("token_embedding", "position_embedding", "positional_embedding")
 BETWEEN_FORGETTING = 8  # layers read before their memory is given back
 
 
@@ -84,6 +85,18 @@ class Pair:
         return all(
             one.numel() == other.numel() and torch.allclose(one.float(), other.reshape(one.shape).float())
             for one, other in pairs
+        )
+
+    def embeddings_differ(self) -> bool:
+        """Whether the text encoders' tables of words and positions, which are no layers here, are other ones."""
+        found = [
+            {shape: key for key, shape in model.stored.shapes.items() if key.removesuffix(".weight").endswith(_TABLES)}
+            for model in (self.original, self.tuned)
+        ]
+        return any(
+            not torch.equal(self.original.stored.get(found[0][shape]).float(), self.tuned.stored.get(key).float())
+            for shape, key in found[1].items()
+            if shape in found[0]
         )
 
     def _subtracted(self, name: str, original: Tensor, tuned: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ from sd_scripts.schema.optimizer import OptimizerOptions
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODULE = "networks.lora"
+# Networks every parameter of which takes part in each step.
+_WHOLE = ("networks.lora", "networks.lora_fa", "networks.oft", "networks.loha", "networks.lokr")
 FLOAT8 = tuple(getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, name))
 
 
@@ -83,9 +85,8 @@ class NetworkMethod(Method):
 
     @property
     def may_leave_out(self) -> bool:
-        """Module dropout leaves modules out, and a foreign network may."""
-        known = self.name.endswith("networks.lora")
-        return not known or "module_dropout" in self.arguments
+        """Module dropout leaves modules out, DyLoRA ranks, and a foreign network may."""
+        return self.name not in _WHOLE or "module_dropout" in self.arguments
 
     @property
     def trains_unet(self) -> bool:
@@ -108,7 +109,6 @@ class NetworkMethod(Method):
         """Merge the base networks, once. Raises UserError for a file that does not fit."""
         if self._prepared is model.unet:
             return
-        self._check_fp8(model)
         # What is stored in 8 bits stays so: its layers were prepared for it.
         dtype = None if _stored_in_8_bits(model.unet) else weight_dtype
         if self.options.base_weights or self.options.base_weights_multiplier:
@@ -192,15 +192,6 @@ class NetworkMethod(Method):
             )
             plugin.merge_into(weights, multiplier, dtype, None)
             logger.info("merged %s into the model, times %s", path, multiplier)
-
-    def _check_fp8(self, model: Model) -> None:
-        bypass = self.arguments.get("bypass_mode", "false").lower() != "false"
-        if _stored_in_8_bits(model.unet) and self.name.startswith("lycoris.") and not bypass:
-            raise UserError(
-                "LyCORIS cannot compute with a base model stored in 8 bits unless it bypasses the weights.",
-                "network_args",
-                hint="Add bypass_mode=True to network_args, or switch fp8_base off.",
-            )
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The network's groups at the rates of the optimizer options. Raises UserError when nothing trains."""

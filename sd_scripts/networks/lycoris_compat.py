@@ -1,135 +1,170 @@
-"""What LyCORIS needs beside the protocol: presets that do not stick, sentences for its refusals, true merging."""
+"""LyCORIS from PyPI under kohya's protocol for networks: `network_module = lycoris.kohya`.
+
+What computes is LyCORIS 4.1.3. Made here are the settings (its own reading takes "False" for true and drops what it
+does not know), the presets (its own stay on its class for the rest of the process), and the way back from a file (its
+own fails for ia3, dylora and some of LoKr, and counts alpha / rank of LoHa and LoKr twice when it merges).
+"""
 
 from __future__ import annotations
 
 import copy
 import gc
+import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sd_scripts.networks.base import read_weights
+from sd_scripts.networks.lycoris_files import by_module, made_like
+from sd_scripts.networks.lycoris_kinds import classes
+from sd_scripts.networks.lycoris_network import Network, layers, network_class
+from sd_scripts.networks.lycoris_presets import preset
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.loratypes import LYCORIS
+from sd_scripts.schema.lycoris import Settings, read_settings, refusal, remarks
 
 logger = logging.getLogger(__name__)
 
-MODULE = "lycoris.kohya"
-# Read as plain text by LyCORIS, so that the word "False" would switch them on.
-_TRUTHY_TEXTS = ("decompose_both",)
-# Presets of LyCORIS that match nothing, and ours in their place.
-_OWN_PRESETS = {"ia3": Path(__file__).with_name("lycoris_ia3.toml")}
+# What LyCORIS calls some settings inside.
+_INSIDE = {"dora_wd": "weight_decompose", "wd_on_output": "wd_on_out"}
+_PASSED = (
+    "use_tucker", "use_scalar", "rank_dropout_scale", "train_norm", "dora_wd", "wd_on_output", "bypass_mode", "rs_lora",
+    "decompose_both", "full_matrix", "unbalanced_factorization", "rescaled", "train_on_input", "factor", "block_size",
+)  # fmt: skip
 
 
-def _check_arguments(module: ModuleType, arguments: dict[str, Any]) -> None:
-    """Clear sentences for what LyCORIS would answer with a KeyError or an assertion."""
-    for key in _TRUTHY_TEXTS:
-        if str(arguments.get(key, "")).lower() in ("false", "0", "no"):
-            del arguments[key]
-    algorithms = getattr(module, "network_module_dict", {})
-    algorithm = str(arguments.get("algo") or "lora").lower()
-    if algorithms and algorithm not in algorithms:
-        raise UserError(
-            f"LyCORIS has no algo '{algorithm}'.",
-            "network_args",
-            hint=f"It has: {', '.join(sorted(set(algorithms)))}.",
+def create_network(
+    multiplier: float,
+    network_dim: int | None,
+    network_alpha: float | None,
+    vae: nn.Module | None,
+    text_encoder: Any,
+    unet: nn.Module,
+    **arguments: Any,
+) -> Network:
+    """A new network for these module trees; one text encoder is handed over bare, several as a list.
+
+    Raises:
+        UserError: for arguments that LyCORIS refuses, or with which the file would not do what was trained.
+    """
+    settings = read_settings(arguments)
+    rank, alpha = network_dim or 4, 1.0 if network_alpha is None else network_alpha
+    _check(settings, rank, arguments)
+    values = settings.values
+    words = {_INSIDE.get(key, key): values[key] for key in _PASSED}
+    conv_rank = rank if values["conv_dim"] is None else values["conv_dim"]
+    with _guarded(preset(settings.preset)):
+        network = network_class()(
+            text_encoder,
+            unet,
+            multiplier=multiplier,
+            lora_dim=rank,
+            conv_lora_dim=conv_rank,
+            alpha=alpha,
+            conv_alpha=alpha if values["conv_alpha"] is None else values["conv_alpha"],
+            dropout=values["dropout"] or 0.0,
+            rank_dropout=values["rank_dropout"] or 0.0,
+            module_dropout=values["module_dropout"] or 0.0,
+            constraint=values["constraint"] or 0.0,
+            network_module=settings.algo,
+            norm_modules=classes()["NormModule"],
+            warn_on_unmatched=False,
+            **words,
         )
-    preset = str(arguments.get("preset") or "")
-    if preset in _OWN_PRESETS:
-        arguments["preset"] = preset = str(_OWN_PRESETS[preset])
-    presets = getattr(module, "PRESET", {})
-    if preset and preset not in presets and not Path(preset).is_file():
-        raise UserError(
-            f"LyCORIS preset '{preset}' is neither a known preset nor a file.",
-            "network_args",
-            hint=f"Known: {', '.join(presets)}.",
-        )
+    return _finished(network, settings)
 
 
-def _preset_classes(module: ModuleType | None) -> list[type[nn.Module]]:
-    members = vars(module).values() if module is not None else ()
-    return [member for member in members if isinstance(member, type) and hasattr(member, "apply_preset")]
+def create_network_from_weights(
+    multiplier: float,
+    file: str,
+    vae: nn.Module | None,
+    text_encoder: Any,
+    unet: nn.Module,
+    weights_sd: Mapping[str, Tensor] | None = None,
+    for_inference: bool = False,
+    **arguments: Any,
+) -> tuple[Network, Mapping[str, Tensor]]:
+    """A network with the kinds, ranks and weights of a file; the arguments say only what a file cannot.
+
+    With `for_inference` it has no modules of its own: it is there to be merged.
+
+    Raises:
+        UserError: the file does not fit the models.
+    """
+    settings = read_settings(arguments)
+    weights = read_weights(file) if weights_sd is None else weights_sd
+    with _guarded({}):
+        network = network_class()(None, nn.Module(), multiplier=multiplier, warn_on_unmatched=False)
+        network.source = Path(file)
+        if not for_inference:
+            _fill(network, layers(unet, text_encoder), weights, settings)
+    for lora in network.loras:
+        lora.multiplier = multiplier
+    return _finished(network, settings), weights
+
+
+def _fill(network: Network, found: Mapping[str, nn.Module], weights: Mapping[str, Tensor], settings: Settings) -> None:
+    """Modules for every layer that the file has tensors for."""
+    file = network.source or ""
+    modules = by_module(weights)
+    for name, tensors in modules.items():
+        if name in found:
+            made = made_like(name, found[name], tensors, settings, file)
+            (network.unet_loras if name.startswith("lora_unet_") else network.text_encoder_loras).append(made)
+    network.loras = [*network.text_encoder_loras, *network.unet_loras]
+    if not network.loras:
+        raise UserError(f"'{file}' holds no weight that fits this model.", "network_weights")
+    left = len(modules) - len(network.loras)
+    if left:
+        logger.warning("%d of the %d modules of %s belong to no layer here.", left, len(modules), file)
+
+
+def _finished(network: Network, settings: Settings) -> Network:
+    both = settings["loraplus_lr_ratio"]
+    unet, text = settings["loraplus_unet_lr_ratio"], settings["loraplus_text_encoder_lr_ratio"]
+    network.plus_ratios = (unet or both, text or both)
+    return network
+
+
+def _check(settings: Settings, rank: int, arguments: Mapping[str, Any]) -> None:
+    """Refuse what cannot work, and say what does nothing."""
+    wrong = refusal(settings, rank)
+    if wrong is not None:
+        raise UserError(wrong[1], "network_args", hint=wrong[2])
+    dropout = arguments.get("neuron_dropout")
+    for _, sentence in remarks(settings, float(dropout) if dropout else None):
+        logger.warning("%s", sentence)
 
 
 @contextmanager
-def guarded(module: ModuleType | None, arguments: dict[str, Any]) -> Iterator[None]:
-    """Call LyCORIS inside: a preset, which it keeps on its class, is gone afterwards.
+def _guarded(table: Mapping[str, Any]) -> Iterator[None]:
+    """Build a network inside: with these layers as targets and with our modules, and with neither afterwards.
 
-    `arguments` are checked and cleaned in place. Raises UserError for what LyCORIS refuses.
+    Raises UserError for what LyCORIS refuses.
     """
-    if module is not None:
-        _check_arguments(module, arguments)
-    classes = _preset_classes(module)
-    before = [{key: copy.copy(value) for key, value in vars(cls).items() if key.isupper()} for cls in classes]
+    kohya = importlib.import_module(LYCORIS)
+    theirs = kohya.LycorisNetworkKohya
+    before = {key: copy.copy(value) for key, value in vars(theirs).items() if key.isupper()}
+    known = dict(kohya.network_module_dict)
+    logging.getLogger("LyCORIS").setLevel(logging.WARNING)
     # T-LoRA asks for a full collection with every module it makes: minutes with SDXL. What exists already is set aside.
     gc.freeze()
     try:
+        theirs.apply_preset(dict(table))
+        kohya.network_module_dict.update({algo: classes()[kind.__name__] for algo, kind in known.items()})
         yield
     except (AssertionError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"LyCORIS refused: {type(error).__name__}: {error}",
-            "network_args",
-            hint="Check algo, preset and the other network_args. It cannot take ranks from ia3 and dylora files.",
-        ) from error
+        hint = "Check algo, preset, ranks and the other network_args."
+        if "BOFT" in str(error):
+            hint = "Take a larger rank: 10 or more splits every layer of Stable Diffusion."
+        raise UserError(f"LyCORIS refused: {type(error).__name__}: {error}", "network_args", hint) from error
     finally:
         gc.unfreeze()
-        for cls, attributes in zip(classes, before):
-            for key, value in attributes.items():
-                setattr(cls, key, value)
-
-
-def load(network: Any, path: str | Path) -> str:
-    """Load a file into an applied LyCORIS network, DyLoRA included; a sentence about what fitted.
-
-    Raises UserError when nothing of the file fits.
-    """
-    weights = read_weights(path)
-    in_file = {key.split(".")[0] for key in weights}
-    fitting = [lora for lora in network.loras if lora.lora_name in in_file]
-    if not fitting:
-        raise UserError(f"'{path}' holds no weight that fits this network.", "network_weights")
-    with guarded(None, {}):
-        network.load_weights(str(path))
-        for lora in fitting:
-            if hasattr(lora, "up_list"):
-                _fill_blocks(lora, weights)
-    return f"{len(fitting)} of {len(network.loras)} modules loaded"
-
-
-@torch.no_grad()
-def _fill_blocks(lora: Any, weights: dict[str, torch.Tensor]) -> None:
-    """DyLoRA is saved as one pair of matrices but kept in blocks of ranks, which its own loader leaves empty."""
-    up = weights[f"{lora.lora_name}.lora_up.weight"].flatten(1)
-    down = weights[f"{lora.lora_name}.lora_down.weight"].flatten(1)
-    for own, block in zip(lora.up_list, up.split(lora.block_size, dim=1)):
-        own.copy_(block)
-    for own, block in zip(lora.down_list, down.split(lora.block_size, dim=0)):
-        own.copy_(block)
-    lora.alpha.copy_(weights[f"{lora.lora_name}.alpha"])
-
-
-@torch.no_grad()
-def merge(network: Any, multiplier: float) -> None:
-    """Add a LyCORIS network, made from a file, to its layers for good, times `multiplier`."""
-    for lora in [*network.text_encoder_loras, *network.unet_loras]:
-        if lora.name in ("loha", "kron"):
-            _merge_product(lora, multiplier)
-        else:
-            lora.merge_to(multiplier)
-
-
-def _merge_product(lora: Any, multiplier: float) -> None:
-    """LoHa and LoKr, whose own merging counts alpha / rank twice; here it is done as their forward does."""
-    lora.eval()
-    layer = lora.org_module[0]
-    weight = layer.weight.detach().float()
-    device = weight.device
-    lora.to(device, torch.float32)
-    change = lora.get_weight(lora.shape) * lora.scalar
-    merged = lora.apply_weight_decompose(weight + change, multiplier) if lora.wd else weight + change * multiplier
-    layer.weight.data = merged.to(layer.weight.dtype)
+        kohya.network_module_dict.clear()
+        kohya.network_module_dict.update(known)
+        for key, value in before.items():
+            setattr(theirs, key, value)

@@ -13,7 +13,6 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +22,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sd_scripts.networks import lycoris_compat
 from sd_scripts.networks.base import ParameterGroup
 from sd_scripts.networks.hashes import with_hashes
 from sd_scripts.schema.errors import UserError
@@ -35,7 +33,9 @@ logger = logging.getLogger(__name__)
 
 OWN = "sd_scripts."
 # name in a configuration -> module; imported only when it is asked for
-REGISTRY = {name: name if name == LYCORIS or name.startswith(OWN) else OWN + name for name in NETWORK_MODULES}
+REGISTRY = {name: name if name.startswith(OWN) else OWN + name for name in NETWORK_MODULES} | {
+    LYCORIS: f"{OWN}networks.lycoris_compat"
+}
 INSTALL_LINES = {LYCORIS: "pip install lycoris-lora==4.1.3"}
 REQUIRED_METHODS = ("apply_to", "prepare_optimizer_params", "load_weights", "save_weights")
 
@@ -57,8 +57,10 @@ def load_plugin(name: str, allow_plugins: bool = False) -> ModuleType:
         path = name
     try:
         module = importlib.import_module(path)
+        if name in INSTALL_LINES:
+            importlib.import_module(name)
     except ImportError as error:
-        line = INSTALL_LINES.get(path)
+        line = INSTALL_LINES.get(name)
         raise UserError(
             f"network_module '{name}' cannot be imported: {error}.",
             "network_module",
@@ -141,9 +143,8 @@ class Plugin:
         """A new network for these models. Raises UserError when the module refuses its arguments."""
         offered: dict[str, Any] = {"dropout": dropout, **arguments, "neuron_dropout": dropout}
         encoders = as_plugged(text_encoders)
-        with _watched(name, module, offered):
-            keywords = accepted(module.create_network, offered)
-            network = module.create_network(1.0, dim, alpha, vae, encoders, unet, **keywords)
+        keywords = accepted(module.create_network, offered)
+        network = module.create_network(1.0, dim, alpha, vae, encoders, unet, **keywords)
         if network is None:
             raise UserError(f"network_module '{name}' made no network.", "network_module")
         return cls(network, name, text_encoders, unet)
@@ -169,15 +170,9 @@ class Plugin:
         if not Path(path).is_file():
             raise UserError(f"The network file '{path}' does not exist.", "network_weights")
         offered: dict[str, Any] = {**(arguments or {}), "for_inference": for_inference}
-        with _watched(name, module, offered):
-            keywords = accepted(make, offered)
-            network, weights = make(multiplier, str(path), vae, as_plugged(text_encoders), unet, **keywords)
+        keywords = accepted(make, offered)
+        network, weights = make(multiplier, str(path), vae, as_plugged(text_encoders), unet, **keywords)
         return cls(network, name, text_encoders, unet), weights
-
-    @property
-    def is_lycoris(self) -> bool:
-        """Whether this is LyCORIS, which needs some care of its own."""
-        return self.name == LYCORIS
 
     def apply(self, train_text_encoder: bool, train_unet: bool) -> None:
         """Put the network into the models. Raises UserError when it found nothing to train."""
@@ -193,8 +188,6 @@ class Plugin:
         """Load weights into the applied network; a sentence about what fitted."""
         if not Path(path).is_file():
             raise UserError(f"The network file '{path}' does not exist.", "network_weights")
-        if self.is_lycoris:
-            return lycoris_compat.load(self.module, path)
         return str(self.module.load_weights(str(path)))
 
     def optional(self, method: str) -> Callable[..., Any] | None:
@@ -254,15 +247,8 @@ class Plugin:
         method = self.optional("set_multiplier")
         if method is None:
             return
-        if isinstance(multiplier, Tensor):
-            if bool((multiplier == multiplier.flatten()[0]).all()):
-                multiplier = float(multiplier.flatten()[0])
-            elif self.is_lycoris:
-                raise UserError(
-                    "LyCORIS takes one network_multiplier for a whole batch, but a batch mixes several.",
-                    "network_module",
-                    hint="Use batch size 1, or the same network_multiplier for all datasets.",
-                )
+        if isinstance(multiplier, Tensor) and bool((multiplier == multiplier.flatten()[0]).all()):
+            multiplier = float(multiplier.flatten()[0])
         method(multiplier)
 
     def call_if_there(self, method: str) -> None:
@@ -303,9 +289,6 @@ class Plugin:
         self, weights: Mapping[str, Tensor], multiplier: float, dtype: torch.dtype | None, device: Any
     ) -> None:
         """Add the weights of a network made by `from_weights` to the models for good."""
-        if self.is_lycoris:
-            lycoris_compat.merge(self.module, multiplier)
-            return
         method = self.optional("merge_to")
         if method is None:
             raise UserError(f"network_module '{self.name}' cannot be merged into a model.", "base_weights")
@@ -328,10 +311,3 @@ def _mend_hashes(path: Path) -> None:
     mended = with_hashes(tensors, others)
     if mended != metadata:
         save_file(tensors, str(path), mended)
-
-
-def _watched(name: str, module: ModuleType, offered: dict[str, Any]) -> AbstractContextManager[None]:
-    """Around a call of a plugin: LyCORIS gets its arguments checked and its class left as it was."""
-    if name == LYCORIS:
-        return lycoris_compat.guarded(module, offered)
-    return nullcontext()

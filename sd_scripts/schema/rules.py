@@ -9,6 +9,7 @@ from typing import Any
 from . import (
     rules_data,
     rules_learning,
+    rules_lycoris,
     rules_methods,
     rules_network,
     rules_networks,
@@ -34,6 +35,7 @@ RULES: tuple[Rule, ...] = (
     rules_data.RULES
     + rules_network.RULES
     + rules_networks.RULES
+    + rules_lycoris.RULES
     + rules_plugins.RULES
     + rules_sdxl.RULES
     + rules_learning.RULES

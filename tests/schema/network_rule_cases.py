@@ -3,6 +3,7 @@
 from typing import Any
 
 from network_rule_cases_kinds import KIND_CASES
+from network_rule_cases_lycoris import LYCORIS_CASES
 from network_rule_cases_more import MORE_CASES
 
 from sd_scripts.schema import rules_data, rules_network, rules_sdxl
@@ -251,5 +252,6 @@ CASES: list[tuple[Any, str, str | None, Values, Values]] = [
         {"down_lr_weight": "cosine+.25"},
     ),
     *MORE_CASES,
+    *LYCORIS_CASES,
     *KIND_CASES,
 ]

@@ -274,6 +274,19 @@ def test_an_adapter_of_peft_is_read(tmp_path: Path) -> None:
     assert_same(path, convert(there, tmp_path / "c.safetensors", "peft"))
 
 
+def test_unusual_names_become_usual_ones(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({f"{PROJ}.lora_{part}.weight": torch.ones(2, 2) for part in "AB"}, path)
+    usual = {f"{PROJ}.lora_{part}.weight" for part in ("up", "down")}
+    assert set(load_file(convert(path, tmp_path / "b.safetensors", "kohya"))) == usual
+    layer = "unet.down_blocks.0.attentions.0.proj_in"
+    tensors = {f"{layer}.lora.{part}.weight": torch.ones(2, 2) for part in ("up", "down")}
+    save_file({**tensors, f"{layer}.alpha": torch.tensor(1.5).half()}, path)
+    there = convert(path, tmp_path / "b.safetensors", "kohya")
+    assert float(load_file(there)[f"{PROJ}.alpha"]) == 1.5
+    assert_same(path, convert(there, tmp_path / "c.safetensors", "diffusers"))
+
+
 def test_what_was_remembered_counts_for_the_same_tensors_only(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file(some_network("sd1", False), path, {"ss_base_model_version": "sd_v1"})

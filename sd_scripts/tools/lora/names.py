@@ -76,10 +76,10 @@ def style_of(file: NetworkFile, family: str) -> str:
 
 
 def family_of(file: NetworkFile, asked: str = "auto", remembered: str = "") -> str:
-    """ "sd1", "sd2" or "sdxl": as asked for, else as the file tells; "" where it does not tell."""
+    """ "sd1", "sd2" or "sdxl": as asked for, else as the file tells; "sd" for one of the first two; "" if unknown."""
     if asked != "auto":
         return asked
-    told = file.version or remembered
+    told = remembered or file.version
     if told:
         return told
     layers = [layer for layer in map(layer_of, file) if layer is not None]
@@ -88,7 +88,7 @@ def family_of(file: NetworkFile, asked: str = "auto", remembered: str = "") -> s
     paths = [layer.path for layer in layers if layer.part == UNET]
     only = {version: set(unet_layers(version).values()) for version in ("sd1", "sdxl")}
     if any(path not in only["sdxl"] for path in paths):
-        return "sd1"
+        return "sd"
     deep = (path.partition(".transformer_blocks.")[2].split(".")[0] for path in paths)
     if any(path not in only["sd1"] for path in paths) or any(block not in ("", "0") for block in deep):
         return "sdxl"

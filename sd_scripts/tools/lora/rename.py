@@ -40,7 +40,7 @@ PEFT_SETTINGS = "lora_adapter_metadata"
 HASHES = ("sshs_model_hash", "sshs_legacy_hash")
 # Notes that belong to one way of naming alone.
 _OWN_WAY = (NOTE, PEFT_SETTINGS, *HASHES)
-_NO_ALPHA = "none"
+_NO_ALPHA, _AS_TENSOR = "none", "tensor"
 _SOME_TENSORS = 50
 _DTYPES = {name: dtype for dtype, name in TYPES.items()}
 
@@ -132,8 +132,6 @@ def renamed(file: NetworkFile, target: str, family: str = "auto", dtype: torch.d
     family = family_of(file, family, before.family)
     source = style_of(file, family)
     found = members(file, family)
-    if source == target and dtype is None:
-        raise UserError(f"{file.path} has these names already.", "to")
     if target == KOHYA_DIFFUSERS and source == KOHYA and family != "sdxl":
         raise UserError(f"{file.path} is not for SDXL; its blocks have one spelling only.", "to")
     if target in OF_PEFT:
@@ -146,6 +144,8 @@ def renamed(file: NetworkFile, target: str, family: str = "auto", dtype: torch.d
     pieces = dict(_pieces(file, found, source, target, family, back or Remembered()))
     for member in found:
         pieces |= _alpha(file, member, source, target, family, back)
+    if source == target and dtype is None and pieces.keys() == _pieces_before(file).keys():
+        raise UserError(f"{file.path} has these names already.", "to")
     if dtype is not None:
         pieces = {name: _cast(piece, dtype) for name, piece in pieces.items()}
     metadata = _metadata(file, found, source, target, family, back)
@@ -177,7 +177,8 @@ def _pieces(
     for member in found:
         tensors = file.tensors(member.module)
         for part in file.modules[member.module]:
-            if part == "alpha" and _moves_alpha(member, source, target):
+            kept = target in OF_PEFT and back.alphas.get(member.canonical, back.alpha) == _AS_TENSOR
+            if part == "alpha" and not kept and _moves_alpha(file, member, source, target):
                 continue
             key = f"{member.canonical}.{part}"
             shape = shaped(member, part, tuple(tensors[part].shape), source, target, family)
@@ -187,19 +188,20 @@ def _pieces(
             yield name, Piece(shape, tensors[part].dtype, member.module, part)
 
 
-def _moves_alpha(member: Member, source: str, target: str) -> bool:
+def _moves_alpha(file: NetworkFile, member: Member, source: str, target: str) -> bool:
     """Whether alpha is a tensor under one way of naming and a number in the settings under the other."""
-    return member.kind == "lora" and (source in OF_PEFT) != (target in OF_PEFT)
+    as_tensor = source in OF_PEFT and "alpha" in file.modules[member.module]
+    return member.kind == "lora" and (source in OF_PEFT) != (target in OF_PEFT) and not as_tensor
 
 
 def _alpha(
     file: NetworkFile, member: Member, source: str, target: str, family: str, back: Remembered | None
 ) -> dict[str, Piece]:
     """The alpha tensor that kohya's names need and PEFT's settings tell; none where it was not there before."""
-    if target in OF_PEFT or not _moves_alpha(member, source, target):
+    if target in OF_PEFT or not _moves_alpha(file, member, source, target):
         return {}
     text = "F32::" if back is None else back.alphas.get(member.canonical, back.alpha)
-    if text == _NO_ALPHA:
+    if text in (_NO_ALPHA, _AS_TENSOR):
         return {}
     kind, sides, number = text.split(":")
     name = (back or Remembered()).names.get(f"{member.canonical}.alpha") or named(
@@ -210,10 +212,12 @@ def _alpha(
     return {name: Piece(shape, _DTYPES[kind], number=value)}
 
 
-def _alpha_text(file: NetworkFile, member: Member) -> str:
+def _alpha_text(file: NetworkFile, member: Member, source: str) -> str:
     """A stored alpha tensor as text: type, shape, and its number if the settings will tell another (0: the rank)."""
     if "alpha" not in file.modules[member.module]:
         return _NO_ALPHA
+    if source in OF_PEFT:
+        return _AS_TENSOR
     stored = file.tensors(member.module)["alpha"]
     if stored.numel() != 1 or not math.isfinite(float(stored)):
         raise UserError(f"{file.path}: the alpha of {member.module} is no number.", "model")
@@ -283,11 +287,7 @@ def _note(
     """What the way back will need."""
     names: dict[str, str] = {}
     shapes: dict[str, list[int]] = {}
-    alphas = {
-        member.canonical: _alpha_text(file, member) if source not in OF_PEFT else _NO_ALPHA
-        for member in found
-        if _moves_alpha(member, source, target)
-    }
+    alphas = {member.canonical: _alpha_text(file, member, source) for member in found if member.kind == "lora"}
     usual = Counter(alphas.values()).most_common(1)[0][0] if alphas else _NO_ALPHA
     for member in found:
         made_of = file.shapes(member.module)
@@ -315,15 +315,20 @@ def _note(
     )
 
 
-def _fingerprints(file: NetworkFile) -> tuple[str, str]:
-    """Fingerprints of a file as it is."""
+def _pieces_before(file: NetworkFile) -> dict[str, Piece]:
+    """The tensors of a file as it is."""
     pieces = {}
     for module, parts in file.modules.items():
         tensors = file.tensors(module)
         for part in parts:
             piece = Piece(tuple(tensors[part].shape), tensors[part].dtype, module, part)
             pieces[file.stored_name(module, part)] = piece
-    return _hashes(file, pieces, file.metadata)
+    return pieces
+
+
+def _fingerprints(file: NetworkFile) -> tuple[str, str]:
+    """Fingerprints of a file as it is."""
+    return _hashes(file, _pieces_before(file), file.metadata)
 
 
 def _hashes(file: NetworkFile, pieces: Mapping[str, Piece], notes: Mapping[str, str]) -> tuple[str, str]:

@@ -134,7 +134,7 @@ def test_folders_stay_folders_and_torch_files_are_read(tiny_sd2: Path, tiny_sd1_
     assert all(torch.allclose(content["state_dict"][key].double(), right[key].double(), atol=1e-6) for key in right)
 
 
-def test_the_pipeline_sees_the_same_as_with_the_lora_loaded(tiny_sd1: Path, tmp_path: Path) -> None:
+def test_diffusers_sees_the_same_as_with_the_loras_side_by_side_loaded(tiny_sd1: Path, tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
     def noise(folder: Path, lora: Path | None) -> Tensor:
@@ -147,9 +147,14 @@ def test_the_pipeline_sees_the_same_as_with_the_lora_loaded(tiny_sd1: Path, tmp_
         with torch.no_grad():
             return pipe.unet(latents, 500, encoder_hidden_states=prompt - negative).sample
 
-    lora = make_lora(tmp_path / "a.safetensors", open_model(tiny_sd1), alpha=3.0)
-    assert merged(tmp_path / "out", tiny_sd1, [(lora, 1.0)]) == 0
-    plain, loaded, into = noise(tiny_sd1, None), noise(tiny_sd1, lora), noise(tmp_path / "out", None)
+    model = open_model(tiny_sd1)
+    one = make_lora(tmp_path / "a.safetensors", model, alpha=3.0)
+    two = make_lora(tmp_path / "b.safetensors", model, seed=1)
+    assert merged(tmp_path / "out", tiny_sd1, [(one, 1.0), (two, -0.5)]) == 0
+    both = tmp_path / "both.safetensors"
+    arguments = ["--models", one, two, "--ratios", 1.0, -0.5, "--concat", "--save_to", both]
+    assert merge_lora.main([str(argument) for argument in arguments]) == 0
+    plain, loaded, into = noise(tiny_sd1, None), noise(tiny_sd1, both), noise(tmp_path / "out", None)
     effect = float((loaded - plain).norm())
     assert effect > 1e-3 * float(plain.norm())
     assert float((loaded - into).norm()) < 1e-4 * effect
@@ -195,7 +200,9 @@ def test_sdxl_in_the_spelling_of_diffusers(tiny_sdxl_file: Path, tmp_path: Path)
 
     model = open_model(tiny_sdxl_file)
     own = make_lora(tmp_path / "own.safetensors", model)
-    tensors = {key: value for key, value in load_file(own).items() if "unet" in key}
+    some = ("to_q", "proj_in", "in_layers_2")
+    tensors = {key: value for key, value in load_file(own).items() if key.split(".")[0].endswith(some)}
+    tensors = {key: value for key, value in tensors.items() if "unet" in key}
     renamed = {f"{diffusers_name(key.split('.')[0])}.{key.partition('.')[2]}": value for key, value in tensors.items()}
     assert any("lora_unet_down_blocks" in key for key in renamed)
     save_file(renamed, tmp_path / "their.safetensors")
@@ -237,6 +244,9 @@ def test_what_does_not_fit_is_said(tiny_sd1_file: Path, tmp_path: Path, capsys: 
     assert merged(tmp_path / "none" / "x", tiny_sd1_file, [(good, 1.0)]) == 2
     assert merged(target, tmp_path / "none.safetensors", [(good, 1.0)]) == 2
     assert "There is no model at" in capsys.readouterr().err
+    numbered = variant("numbered.safetensors", {key.replace("lora_te_", "lora_te1_"): tensors[key] for key in tensors})
+    assert merged(target, tiny_sd1_file, [(numbered, 1.0)]) == 0
+    assert "no layer" not in capsys.readouterr().out
     some = variant(
         "some.safetensors",
         {
@@ -245,7 +255,7 @@ def test_what_does_not_fit_is_said(tiny_sd1_file: Path, tmp_path: Path, capsys: 
             "lora_unet_none.lora_down.weight": torch.zeros(2, 2),
         },
     )
-    assert merged(target, tiny_sd1_file, [(some, 1.0)], "--v2", "--concat") == 0
+    assert merged(target, tiny_sd1_file, [(some, 1.0)], "--v2", "--concat", "--overwrite") == 0
     said = capsys.readouterr().out
     assert "no layer for 1 modules" in said and "lora_unet_none" in said
     assert "--v2 was given, but" in said and "--concat change nothing" in said

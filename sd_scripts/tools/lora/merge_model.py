@@ -111,11 +111,12 @@ def planned(model: ModelFile, sources: Sequence[Source]) -> Plan:
 
 
 def layer_of(module: str, model: ModelFile) -> str | None:
-    """The model's layer of a module; SDXL's U-Net has two spellings."""
+    """The model's layer of a module: SDXL's U-Net has two spellings, and a single text encoder may be numbered."""
     if module in model.places:
         return module
     if model.version != "sdxl":
-        return None
+        other = module.replace("lora_te1_", "lora_te_", 1)
+        return other if other in model.places else None
     from sd_scripts.networks.names import sgm_name
 
     other = sgm_name(module)

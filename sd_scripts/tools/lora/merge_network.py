@@ -228,7 +228,7 @@ def merged(parts: Sequence[Part], concat: bool) -> Merged:
     """
     from sd_scripts.tools.lora.svd import decompose_product
 
-    base = parts[0].scale
+    base = parts[0].scale or 1.0
     pairs = [part.weighted(base) for part in parts]
     up, down = torch.cat([pair[0] for pair in pairs], dim=1), torch.cat([pair[1] for pair in pairs])
     rank = len(down) if concat else min(max(part.rank for part in parts), len(down))
@@ -254,10 +254,10 @@ def legacy_merged(parts: Sequence[Part], module: str, concat: bool) -> Merged:
     Raises:
         UserError: the ranks differ, where factors are to be added.
     """
-    alpha = parts[0].scale * parts[0].rank
+    alpha = parts[0].scale * parts[0].rank or float(parts[0].rank)
     ups, downs = [], []
     for part in parts:
-        root = sqrt(part.scale * part.rank / alpha)
+        root = sqrt(abs(part.scale * part.rank / alpha))
         ups.append(part.up * (root * abs(part.strength)))
         downs.append(part.down.flatten(1) * (root * part.strength))
     if concat:

@@ -119,7 +119,7 @@ def test_gradients_are_those_of_the_changed_weight(case: str) -> None:
     parameters = list(module.parameters())
     found = torch.autograd.grad(layer(x).square().sum(), [x, *parameters])
     # The weight again, this time with nothing but torch's own arithmetic between it and the parameters.
-    named = {name: parameter for name, parameter in module.named_parameters()} | {"alpha": module.alpha}
+    named = dict(module.named_parameters()) | {"alpha": module.alpha}
     weight, _ = changed(named, layer.weight, None, 1.0, module.kind)
     wanted = torch.autograd.grad(through(layer, weight, x).square().sum(), [x, *parameters])
     for one, other in zip(found, wanted):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sd_scripts.networks import merge_lora, merge_lora_old, sdxl_merge_lora, svd_merge_lora
-from sd_scripts.networks.changes import difference
+from sd_scripts.networks.changes import changed, difference
 from sd_scripts.networks.hashes import network_hashes
 from sd_scripts.networks.netfile import open_network
 from sd_scripts.tools.lora import block_weights
@@ -234,6 +234,29 @@ def test_whole_differences_are_added(tmp_path: Path, capsys: pytest.CaptureFixtu
     biased = write(tmp_path / "e.safetensors", {**parts, "lora_unet_a.diff_b": torch.ones(8)})
     assert run(merge_lora, target, [biased], [1], "--overwrite") == 2
     assert "a change of a bias, too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("case", VECTORS["merge_to_model"])
+def test_layers_of_a_model_get_the_known_numbers(case: dict[str, Any]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(case["model"]["seed"])
+        weights = {name: torch.randn(*shape) for name, shape in case["model"]["weights"]}
+    dtype = getattr(torch, case["dtype"])
+    tolerance = 1e-5 if dtype == torch.float32 else 4e-3
+    for name, weight in weights.items():
+        part, _, layer = name.removesuffix(".weight").partition(".")
+        module = f"lora_{part}_{layer.replace('.', '_')}"
+        new = weight.to(dtype).float()
+        for recipe, ratio in zip(case["loras"], case["ratios"]):
+            tensors = {key.partition(".")[2]: value for key, value in drawn(recipe).items() if key.startswith(module)}
+            new, _ = changed(tensors, new, None, ratio)
+        known = case["weights"][f"{layer}.weight"]
+        if "data" in known:
+            assert close(new.flatten(), torch.tensor(known["data"]), tolerance), name
+        else:
+            ends = torch.cat([new.flatten()[:8], new.flatten()[-8:]])
+            assert close(ends, torch.tensor(known["first8"] + known["last8"]), tolerance), name
+            assert float(new.double().square().sum()) == pytest.approx(known["sumsq"], rel=tolerance)
 
 
 # ---- by singular values

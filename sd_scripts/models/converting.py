@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from sd_scripts.schema.errors import UserError
 from sd_scripts.tensorfile import kinds_in_file, write_stream
 
 Progress = Callable[[int, int], None]
+_WIDER = (torch.float32, torch.bfloat16, torch.float64)
 _FORGET_AFTER = 128 << 20  # bytes between two moments of giving memory back
 
 
@@ -132,6 +134,7 @@ def write_file(
 
     Raises:
         OSError: the disk refuses.
+        UserError: a weight is too large for fp16.
     """
     weights = model.original()
     # the schedule's numbers would be spoiled by a cast; programs that find them use them
@@ -165,6 +168,7 @@ def write_tensors(
 
     Raises:
         OSError: the disk refuses.
+        UserError: a weight is too large for fp16.
     """
     _write(path, weights, dtype, unchanged, _Account(files, len(weights), progress), metadata, {})
 
@@ -193,6 +197,7 @@ def write_folder(
 
     Raises:
         OSError: the disk refuses.
+        UserError: a weight is too large for fp16.
     """
     parts = model.folder()
     account = _Account(model.files, sum(map(len, parts.values())), progress)
@@ -226,6 +231,16 @@ class _Account:
         self._done += 1
 
 
+def _require_room(name: str, value: Tensor) -> None:
+    """Raises UserError for a weight that 16-bit floats cannot hold; what is not finite already stays so."""
+    low, high = torch.aminmax(value) if value.numel() else (0.0, 0.0)
+    largest = max(-float(low), float(high))
+    if torch.finfo(torch.float16).max < largest < math.inf:
+        raise UserError(
+            f"{name} reaches {largest:g}, more than the number format fp16 holds.", hint="Choose bf16 or float."
+        )
+
+
 def _write(
     path: Path,
     weights: Mapping[str, Tensor],
@@ -241,6 +256,8 @@ def _write(
     def make(name: str) -> Tensor:
         account.next(weights[name])
         value: Tensor = made(weights[name])
+        if kinds[name] == torch.float16 and value.dtype in _WIDER:
+            _require_room(name, value)
         return value.detach().to("cpu", kinds[name])
 
     if is_pickle(path):

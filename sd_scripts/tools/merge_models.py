@@ -64,13 +64,14 @@ def work(options: MergeModelsOptions) -> None:
     for path, ratio in zip(paths, ratios):
         say(f"{ratio:g} of {path}")
     with open_all(paths) as models:
-        mixture = Mixture(models, ratios, options.unet_only, device, dtypes[options.precision])
+        precision, saving = dtypes[options.precision], dtypes[options.saving_precision]
+        mixture = Mixture(models, ratios, options.unet_only, device, precision, saving)
         skipped = mixture.skipped
         if skipped:
             shown = skipped if options.show_skipped else skipped[:_NAMED]
             say(f"{len(skipped)} weights are left out or not in every model: {', '.join(shown)}")
         with written(target):
-            count = mixture.write(target, dtypes[options.saving_precision], Ticker("weights").at)
+            count = mixture.write(target, Ticker("weights").at)
     say(f"{count} weights written to {target} ({size_text(target)})")
 
 

@@ -160,6 +160,25 @@ def test_loras_and_other_predictions_are_not_mixed(
     assert not out.exists()
 
 
+def test_what_is_not_finite_or_too_large_is_named(
+    tiny_sd1_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, name = load_file(tiny_sd1_file), "model.diffusion_model.out.2.bias"
+    odd, out = tmp_path / "odd.safetensors", tmp_path / "out.safetensors"
+    mix = ["--models", str(tiny_sd1_file), str(odd), "--output", str(out)]
+    for value, work, words in (
+        (1e5, lambda: convert.main([str(odd), str(out), "--fp16"]), f"{name} reaches 100000"),
+        (1e5, lambda: prune.main([str(odd), str(out), "--half"]), f"{name} reaches 100000"),
+        (3e5, lambda: merge_models.main([*mix, "--saving_precision", "fp16"]), "larger than the number format"),
+        (float("nan"), lambda: merge_models.main(mix), f"{odd}: {name} holds values that are not finite"),
+    ):
+        save_file(weights | {name: torch.full_like(weights[name], value)}, odd)
+        assert work() == 2
+        said = capsys.readouterr().err
+        assert words in said and said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [odd.name]
+
+
 # ---- pruned
 
 

@@ -20,6 +20,7 @@ from sd_scripts.tools.lora.notes import spec_notes
 LEFT_OUT = ("model_ema.",)  # a second copy of the U-Net that only further training by its maker would need
 _NAMES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
 _ALONE = ("lora", "embedding")
+_CHUNK = 1 << 20  # numbers that are summed up at a time: they stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,12 @@ class Mixture:
         unet_only: bool,
         device: torch.device,
         precision: torch.dtype,
+        saving: torch.dtype,
     ) -> None:
         """Look through all names and shapes. Raises UserError where a weight has different shapes."""
         self._models, self._files = opened
         self._ratios, self._unet_only = ratios, unet_only
-        self._device, self._precision = device, precision
+        self._device, self._precision, self._saving = device, precision, saving
         self.skipped: list[str] = []
         self._weights: dict[str, Tensor] = {}
         for name in dict.fromkeys(name for model in self._models for name in model.weights):
@@ -118,6 +120,9 @@ class Mixture:
                 self.skipped.append(name)
             if not name.startswith(LEFT_OUT):
                 self._add(name, having)
+        largest = max((value.numel() for value in self._weights.values()), default=0)
+        self._room = torch.empty(largest, dtype=saving)
+        self._chunk = torch.empty(min(largest, _CHUNK), dtype=precision, device=device)
 
     def _add(self, name: str, having: list[tuple[Tensor, float]]) -> None:
         shapes = sorted({tuple(value.shape) for value, _ in having})
@@ -131,19 +136,39 @@ class Mixture:
         if not first.is_floating_point():
             self._weights[name] = first
         elif not self._unet_only or name.startswith(UNET_PREFIX):
-            self._weights[name] = Lazy(first.shape, self._precision, lambda: self._sum(having))
+            self._weights[name] = Lazy(first.shape, self._saving, lambda: self._sum(name, having))
         elif name in self._models[0].weights:
             self._weights[name] = first
 
-    def _sum(self, having: Sequence[tuple[Tensor, float]]) -> Tensor:
+    def _sum(self, name: str, having: Sequence[tuple[Tensor, float]]) -> Tensor:
+        """The weighted sum, in memory that is used again for the next: new pages cost more than the sums."""
         share = sum(ratio for _, ratio in having)
         scale = sum(self._ratios) / share if share else 1.0
-        mixed: Tensor | None = None
-        for value, ratio in having:
-            part = made(value).to(self._device, self._precision)
-            mixed = part * (ratio * scale) if mixed is None else mixed.add_(part, alpha=ratio * scale)
-        assert mixed is not None
-        return mixed.cpu()
+        flat = [(made(value).reshape(-1), ratio * scale) for value, ratio in having]
+        shape = having[0][0].shape
+        result = self._room[: shape.numel()]
+        for start in range(0, len(result), _CHUNK):
+            first, weight = flat[0]
+            mixed = self._chunk[: len(first[start : start + _CHUNK])].copy_(first[start : start + _CHUNK]).mul_(weight)
+            for value, weight in flat[1:]:
+                mixed.add_(value[start : start + _CHUNK].to(self._device, self._precision), alpha=weight)
+            self._require_room(name, mixed)
+            result[start : start + _CHUNK].copy_(mixed)
+        return result.reshape(shape)
+
+    def _require_room(self, name: str, mixed: Tensor) -> None:
+        """Raises UserError for sums that are not finite, or too large for the format they are saved in."""
+        low, high = torch.aminmax(mixed)
+        if max(-float(low), float(high)) <= torch.finfo(self._saving).max:
+            return
+        for model in self._models:
+            if name in model.weights and not bool(torch.isfinite(made(model.weights[name]).float()).all()):
+                raise UserError(f"{model.path}: {name} holds values that are not finite (NaN or infinity).", "models")
+        raise UserError(
+            f"The sum of {name} is larger than the number format of the result holds.",
+            "saving_precision",
+            "Choose bf16 or float.",
+        )
 
     def metadata(self, target: Path) -> dict[str, str]:
         """The notes of the result: what it is, and what it was mixed from."""
@@ -154,9 +179,9 @@ class Mixture:
         kind = {"v2": version == "sd2", "v_param": prediction == "v_prediction", "is_sdxl": version == "sdxl"}
         return spec_notes(target, kind, [model.path for model in self._models], adapter=None)
 
-    def write(self, target: Path, dtype: torch.dtype, progress: Callable[[int, int], None]) -> int:
+    def write(self, target: Path, progress: Callable[[int, int], None]) -> int:
         """Write the result, complete or not at all; returns how many weights it has. Raises OSError."""
         write_tensors(
-            target, self._weights, dtype, files=self._files, metadata=self.metadata(target), progress=progress
+            target, self._weights, self._saving, files=self._files, metadata=self.metadata(target), progress=progress
         )
         return len(self._weights)

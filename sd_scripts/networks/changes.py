@@ -115,6 +115,8 @@ def changed(
         raise Misfit(f"is of no known kind (it has {', '.join(sorted(tensors))})")
     try:
         return functions[kind](tensors, weight, bias, multiplier)
+    except KeyError as error:
+        raise Misfit(f"has no {error.args[0]}") from error
     except RuntimeError as error:
         # torch's word for shapes that do not go together
         raise Misfit(f"does not fit a weight of shape {list(weight.shape)} ({str(error).splitlines()[0]})") from error

@@ -123,6 +123,10 @@ def test_what_does_not_fit_is_said() -> None:
     broken = {**lora(5, 2, 6), "lora_up.weight": torch.zeros(5, 3)}
     with pytest.raises(Misfit, match="lora_up of shape"):
         changed(broken, torch.zeros(5, 6), None, 1.0)
+    with pytest.raises(Misfit, match="has no lokr_w2"):
+        changed({"lokr_w1": torch.zeros(2, 2)}, torch.zeros(4, 4), None, 1.0)
+    with pytest.raises(Misfit, match="does not fit a weight of shape"):
+        changed({"diff": torch.zeros(5, 6)}, torch.zeros(5, 7), None, 1.0)
     with pytest.raises(Misfit, match="depends on the model's own"):
         difference({"weight": torch.zeros(5), "on_input": torch.tensor(False)}, (5, 6), 1.0)
 

@@ -113,7 +113,8 @@ def merge_networks(sources: Sequence[Source], target: Path, settings: Settings) 
     report.phase("modules", len(modules), len(modules))
     if kept < whole * (1 - 1e-6):
         share = sqrt(kept / whole)
-        say(f"the result holds {share:.1%} of the sum (Frobenius norm); --concat would hold all of it")
+        common = "where the networks change the same layers, the result holds"
+        say(f"{common} {share:.1%} of the sum (Frobenius norm); --concat would hold all of it")
     files = [source.file for source in sources]
     # kohya's own LoRA has no normalisations and whole differences; LyCORIS has
     network = files[0].metadata.get("ss_network_module", "") if plain_sums else ""
@@ -235,7 +236,7 @@ def merged(parts: Sequence[Part], concat: bool) -> Merged:
     if len(parts) == 1 or concat:
         return Merged(up, down, base * rank, parts[0].kernel)
     found = decompose_product(up, down)
-    squares = found.values.double().square()
+    squares = (found.values.double() * base).square()
     whole, kept = float(squares.sum()), float(squares[:rank].sum())
     cut = found.cut(rank)
     # Both factors of like size, as training leaves them: half of every singular value in each.

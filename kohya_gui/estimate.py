@@ -6,19 +6,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from kohya_gui import model_shapes
-from kohya_gui.model_shapes import PerRank, Whole, per_rank
+from kohya_gui import model_shapes, network_sizes
+from kohya_gui.model_shapes import Whole
 from kohya_gui.phrases import phrase
 from sd_scripts.schema.naming import Saves, epochs_between_saves
 from sd_scripts.schema.saving import SavingOptions
 from sd_scripts.schema.values import trains_text_encoder
 
 # of the full-size models, for files whose header does not tell
-_PER_RANK = {
-    "sd1": PerRank(423_936, 165_888, 82_880, 544_000),
-    "sd2": PerRank(432_128, 423_936, 82_880, 544_000),
-    "sdxl": PerRank(2_659_840, 903_168, 58_560, 355_840),
-}
 _WHOLE = {
     "sd1": Whole(859_520_964, 123_060_557, 83_653_863),
     "sd2": Whole(865_910_724, 340_387_840, 83_653_863),
@@ -28,7 +23,6 @@ _TOKEN = {"sd1": 768, "sd2": 1024, "sdxl": 768 + 1280}
 _CONTROL = {"sd1": 361_279_120, "sd2": 364_228_240, "sdxl": 1_251_014_736}
 _LLLITE = [(640, 2)] * 16 + [(1280, 3)] * 120
 _BYTES = {"float": 4, "fp16": 2, "bf16": 2}
-_FACTORS = {"Standard": 1, "Kohya LoCon": 1, "LoRA-FA": 1, "LyCORIS/LoCon": 1, "LyCORIS/LoHa": 2}
 _LAYERS_OF_XTI = 16
 # numbers that an optimizer keeps for every trained one, in bytes; the usual two moments where it is not listed
 _MOMENTS = (("8bit", 2), ("paged", 2), ("lion", 4), ("adafactor", 0), ("sgdnesterov", 4))
@@ -68,8 +62,9 @@ def trained(values: Mapping[str, Any], version: str, method: str) -> Trained | N
         learned = whole.unet + (whole.text if trains_text_encoder(values) else 0)
         return Trained(learned, sum(whole))
     if method == "network":
-        count = network_weights(values, version)
-    elif method == "controlnet":
+        numbers = network_sizes.numbers(values, version)
+        return None if numbers is None else Trained(*numbers)
+    if method == "controlnet":
         count = model_shapes.control(model) or _CONTROL.get(version)
     elif method == "lllite":
         layers = model_shapes.lllite_layers(model) or _LLLITE
@@ -80,23 +75,6 @@ def trained(values: Mapping[str, Any], version: str, method: str) -> Trained | N
         width = model_shapes.token_width(model) or _TOKEN.get(version, 768)
         count = width * int(values.get("num_vectors_per_token") or 1) * (_LAYERS_OF_XTI if method == "xti" else 1)
     return None if count is None else Trained(count, count)
-
-
-def network_weights(values: Mapping[str, Any], version: str) -> int | None:
-    """About how many numbers the network holds; None for kinds whose size depends on more than the rank."""
-    kind = str(values.get("LoRA_type"))
-    rank = values.get("network_dim")
-    if kind not in _FACTORS or not rank or values.get("dim_from_weights"):
-        return None
-    sizes = per_rank(str(values.get("pretrained_model_name_or_path") or ""))
-    sizes = sizes or _PER_RANK.get(version, _PER_RANK["sd1"])
-    count = 0 if values.get("network_train_text_encoder_only") else sizes.unet
-    count += 0 if values.get("network_train_unet_only") else sizes.text
-    total = count * int(rank)
-    conv = values.get("conv_dim") if kind != "Standard" else None
-    if conv and not values.get("network_train_text_encoder_only"):
-        total += sizes.conv_rank * int(rank) + sizes.conv * int(conv)
-    return total * _FACTORS[kind]
 
 
 def file_size(values: Mapping[str, Any], version: str, method: str = "network") -> int | None:

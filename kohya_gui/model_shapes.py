@@ -1,4 +1,4 @@
-"""How large a network on a given base model gets, from the shapes in the model's file header; no weight is read."""
+"""The layers and sizes of a base model, from the shapes in its file header; no weight is read."""
 
 import os
 import re
@@ -10,13 +10,20 @@ from typing import NamedTuple
 
 from sd_scripts.schema.headers import HeaderError, read_safetensors_header
 
-_ATTENTION = re.compile(r"(attn[12]\.to_(q|k|v|out\.0)|\.ff\.net\.(0\.proj|2)|\.proj_in|\.proj_out)\.weight$")
-_TEXT = re.compile(r"layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])\.weight$")
-_OPEN_CLIP = re.compile(r"resblocks\.(\d+)\.(attn\.(in_proj_weight|out_proj\.weight)|mlp\.c_(fc|proj)\.weight)$")
-_CONV = re.compile(
-    r"((in_layers\.2|out_layers\.3|skip_connection|emb_layers\.1|\.\d+\.op|\.\d+\.conv)"
-    r"|(resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)|samplers\.0\.conv))\.weight$"
+# the weights that networks train, with what each of them is
+_ROLES = (
+    ("attention", re.compile(r"attn[12]\.to_(?P<which>q|k|v|out)(\.0)?\.weight$")),
+    ("mlp", re.compile(r"\.ff\.net\.(?P<which>0\.proj|2)\.weight$")),
+    ("proj", re.compile(r"\.proj_(in|out)\.weight$")),
+    ("resnet", re.compile(r"(in_layers\.2|out_layers\.3|skip_connection|emb_layers\.1)\.weight$")),
+    ("resnet", re.compile(r"resnets\.\d+\.(conv1|conv2|conv_shortcut|time_emb_proj)\.weight$")),
+    ("sampler", re.compile(r"(\.\d+\.op|\.\d+\.conv|samplers\.0\.conv)\.weight$")),
+    ("ends", re.compile(r"(^|\.)(input_blocks\.0\.0|out\.2|conv_in|conv_out)\.weight$")),
+    ("time", re.compile(r"(^|\.)(time_embed\.[02]|time_embedding\.linear_[12])\.weight$")),
 )
+_TEXT = re.compile(r"layers\.\d+\.(self_attn\.(?P<attn>q|k|v|out)_proj|mlp\.(?P<mlp>fc[12]))\.weight$")
+_OPEN_CLIP = re.compile(r"resblocks\.(\d+)\.(attn\.(in_proj_weight|out_proj\.weight)|mlp\.c_(fc|proj)\.weight)$")
+_OPEN_CLIP_ROLES = {"out_proj.weight": "out", "mlp.c_fc.weight": "fc1", "mlp.c_proj.weight": "fc2"}
 # the text encoders of a single file: of SD 1 and 2, and of SDXL
 _UNET = "model.diffusion_model."
 _TEXTS = ("cond_stage_model.", "conditioner.embedders.")
@@ -36,43 +43,54 @@ _STEERED = re.compile(
 )
 
 
-class PerRank(NamedTuple):
-    """Weights for each unit of rank: in the U-Net's and the text encoder's layers, what training convolutions adds
-    for the rank (1x1 layers), and for each unit of convolution rank."""
+class Layer(NamedTuple):
+    """A layer that a network can change.
 
-    unet: int
-    text: int
-    conv_rank: int
-    conv: int
+    `role` begins with "text." for the text encoders; for the U-Net it is "attention.q" (k, v, out), "mlp.0.proj" or
+    "mlp.2", "proj", "resnet", "sampler", "ends" (first and last) or "time".
+    """
+
+    role: str
+    shape: tuple[int, ...]
+    bias: bool
 
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def _both_ends(shape: tuple[int, ...]) -> int:
-    """Inputs of one output plus outputs: a pair of matrices of rank 1."""
-    return shape[0] + prod(shape[1:])
+def of_layers(shapes: Shapes) -> list[Layer]:
+    """The layers of a U-Net, in either of its spellings."""
+    found = []
+    for name, shape in shapes.items():
+        for role, pattern in _ROLES:
+            match = pattern.search(name)
+            if match:
+                which = match.groupdict().get("which")
+                has_bias = name.removesuffix("weight") + "bias" in shapes
+                found.append(Layer(f"{role}.{which}" if which else role, tuple(shape), has_bias))
+                break
+    return found
 
 
-def of_unet(shapes: Shapes) -> tuple[int, int, int]:
-    """Weights a rank in the attention layers, in the 1x1 layers of the blocks, and in their 3x3 convolutions."""
-    attention = sum(_both_ends(shape) for name, shape in shapes.items() if _ATTENTION.search(name))
-    blocks = [shape for name, shape in shapes.items() if _CONV.search(name)]
-    wide = sum(_both_ends(shape) for shape in blocks if shape[2:] == (3, 3))
-    return attention, sum(_both_ends(shape) for shape in blocks) - wide, wide
-
-
-def of_text(shapes: Shapes) -> int:
-    """Weights a rank in the text encoder, in the spelling of transformers or of OpenCLIP."""
-    found = sum(_both_ends(shape) for name, shape in shapes.items() if _TEXT.search(name))
+def of_text_layers(shapes: Shapes) -> list[Layer]:
+    """The layers of the text encoders, in the spelling of transformers or of OpenCLIP."""
+    found = []
+    for name, shape in shapes.items():
+        if match := _TEXT.search(name):
+            role = f"text.{match['attn'] or match['mlp']}"
+            found.append(Layer(role, tuple(shape), name.removesuffix("weight") + "bias" in shapes))
     layers = [(int(match[1]), name, shape) for name, shape in shapes.items() if (match := _OPEN_CLIP.search(name))]
     last = max((number for number, _, _ in layers), default=0)
-    total = found
-    for number, name, shape in layers:
-        # alone, as in SD 2, its last layer is not used; question, key and value lie in one tensor but train apart
-        parts = 3 if name.endswith("in_proj_weight") else 1
-        total += parts * _both_ends((shape[0] // parts, *shape[1:])) if number < last or found else 0
-    return total
+    # alone, as in SD 2, its last layer is not used
+    kept = [(name, shape) for number, name, shape in layers if number < last or found]
+    for name, shape in kept:
+        if name.endswith("in_proj_weight"):
+            # question, key and value lie in one tensor but train apart
+            found += [Layer(f"text.{which}", (shape[0] // 3, *shape[1:]), True) for which in "qkv"]
+        else:
+            role = next(role for ending, role in _OPEN_CLIP_ROLES.items() if name.endswith(ending))
+            found.append(Layer(f"text.{role}", tuple(shape), True))
+    return found
 
 
 @lru_cache(maxsize=64)
@@ -120,17 +138,14 @@ def _starting(shapes: Shapes, starts: tuple[str, ...]) -> Shapes:
     return {name: shape for name, shape in shapes.items() if name.startswith(starts)}
 
 
-def per_rank(path: str) -> PerRank | None:
-    """The sizes for a single file or a diffusers folder; None where the header does not tell."""
+def layers(path: str) -> list[Layer] | None:
+    """The layers of a single file or a diffusers folder; None where the headers do not tell."""
     found = parts(path)
     if found is None:
         return None
-    try:
-        attention, thin, wide = of_unet(found.unet)
-        words = of_text(found.text)
-    except IndexError:
-        return None
-    return PerRank(attention, words, thin, wide) if attention and words else None
+    unet, text = of_layers(found.unet), of_text_layers(found.text)
+    usable = [layer for layer in (*unet, *text) if len(layer.shape) in (2, 4)]
+    return usable if len(usable) == len(unet) + len(text) and unet and text else None
 
 
 class Whole(NamedTuple):

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,13 @@ SHAPES = {
     TEXT + "mlp.fc1.weight": (256, 64),
     TEXT + "layer_norm1.weight": (64,),
 }
-PER_RANK = model_shapes.PerRank(64 + 800 + 288 + 64, 128 + 320, 160, 32 + 16 * 9)
+# weights for each unit of rank: in the transformers, the text encoder, the blocks' 1x1 layers and 3x3 convolutions
+UNET_RANK, TEXT_RANK, CONV_RANK, CONV = 64 + 800 + 288 + 64, 128 + 320, 160, 32 + 16 * 9
+
+
+def both_ends(layers: list[model_shapes.Layer]) -> int:
+    """Inputs of one output plus outputs of every layer."""
+    return sum(layer.shape[0] + prod(layer.shape[1:]) for layer in layers)
 
 
 def header(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
@@ -39,12 +46,11 @@ def header(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
 
 def test_the_size_follows_the_shapes_of_the_base_model(tmp_path: Path) -> None:
     model = header(tmp_path / "small.safetensors", SHAPES)
-    assert model_shapes.per_rank(str(model)) == PER_RANK
     values = {"LoRA_type": "Standard", "network_dim": 4, "pretrained_model_name_or_path": str(model)}
-    assert estimate.file_size(values, "sd1") == 4 * 4 * (PER_RANK.unet + PER_RANK.text)
-    assert estimate.file_size({**values, "network_train_unet_only": True}, "sd1") == 4 * 4 * PER_RANK.unet
+    assert estimate.file_size(values, "sd1") == 4 * 4 * (UNET_RANK + TEXT_RANK)
+    assert estimate.file_size({**values, "network_train_unet_only": True}, "sd1") == 4 * 4 * UNET_RANK
     conv = {**values, "LoRA_type": "Kohya LoCon", "conv_dim": 2, "save_precision": "fp16"}
-    whole = 4 * (PER_RANK.unet + PER_RANK.text) + 4 * PER_RANK.conv_rank + 2 * PER_RANK.conv
+    whole = 4 * (UNET_RANK + TEXT_RANK) + 4 * CONV_RANK + 2 * CONV
     assert estimate.file_size(conv, "sd1") == 2 * whole
 
 
@@ -59,7 +65,7 @@ def test_open_clip_counts_question_key_and_value_apart_and_not_the_last_layer() 
             ("mlp.c_fc.weight", (128, 32)),
         )
     }
-    assert model_shapes.of_text(shapes) == 3 * 64 + 64 + 160
+    assert both_ends(model_shapes.of_text_layers(shapes)) == 3 * 64 + 64 + 160
 
 
 def test_both_text_encoders_of_sdxl_count_whole(tmp_path: Path) -> None:
@@ -67,15 +73,16 @@ def test_both_text_encoders_of_sdxl_count_whole(tmp_path: Path) -> None:
     second = {"conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight": (96, 32)}
     unet = {name: shape for name, shape in SHAPES.items() if name.startswith("model.diffusion_model.")}
     file = header(tmp_path / "xl.safetensors", {**unet, **first, **second})
-    sizes = model_shapes.per_rank(str(file))
-    assert sizes is not None and sizes.text == 160 + 3 * 64 and sizes.unet == PER_RANK.unet
+    layers = model_shapes.layers(str(file)) or []
+    text = [layer for layer in layers if layer.role.startswith("text.")]
+    assert both_ends(text) == 160 + 3 * 64 and len(layers) - len(text) == 7
     for folder, name in (("text_encoder", "layers.0.mlp.fc1.weight"), ("text_encoder_2", "layers.0.mlp.fc1.weight")):
         (tmp_path / "xl" / folder).mkdir(parents=True)
         header(tmp_path / "xl" / folder / "model.safetensors", {name: (128, 32)})
     (tmp_path / "xl" / "unet").mkdir()
     header(tmp_path / "xl" / "unet" / "model.safetensors", unet)
-    sizes = model_shapes.per_rank(str(tmp_path / "xl"))
-    assert sizes is not None and sizes.text == 2 * 160
+    layers = model_shapes.layers(str(tmp_path / "xl")) or []
+    assert both_ends([layer for layer in layers if layer.role.startswith("text.")]) == 2 * 160
 
 
 @pytest.mark.parametrize("text", ["user/model", "missing.safetensors", "torn.safetensors", "old.ckpt", ""])

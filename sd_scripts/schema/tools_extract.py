@@ -22,7 +22,7 @@ class ExtractLoraOptions:
     v2: bool = option(False, _V2, label="v2")
     v_parameterization: bool = option(
         False,
-        "Note in the file that the models predict v. Noted for every Stable Diffusion 2.x model all the same.",
+        "Note in the file that the models predict v. Noted for Stable Diffusion 2.x unless the model says otherwise.",
         label="v parameterization",
     )
     sdxl: bool = option(False, _SDXL, label="SDXL")

@@ -17,8 +17,9 @@ from sd_scripts.networks import extract_lora_from_dylora, extract_lora_from_mode
 from sd_scripts.networks.changes import changed
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.tools_extract import ExtractLoraOptions
-from sd_scripts.tools.lora.extract import clamped, factored
+from sd_scripts.tools.lora.extract import clamped, factored, model_kind
 from sd_scripts.tools.lora.extract_dylora import split_ranks
+from sd_scripts.tools.lora.extract_models import Loading, Pair
 from sd_scripts.tools.lora.svd import Factors, decompose
 
 CASES: dict[str, list[dict[str, Any]]] = json.loads(
@@ -30,6 +31,8 @@ KEYS = {
     "unet.down.fc.weight": "lora_unet_down_fc",
     "unet.res.conv1.weight": "lora_unet_res_conv1",
 }
+CPU = torch.device("cpu")
+LOADING = Loading(None, CPU, CPU, CPU)
 
 
 def chosen(**values: Any) -> ExtractLoraOptions:
@@ -147,11 +150,21 @@ def test_a_text_encoder_that_is_the_same_is_left_out(
     assert "note: v2 was given, but" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("version", ["sd1", "sd2"])
 def test_a_file_is_read_as_the_folder(
-    tiny_sd1: Path, tiny_sd1_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    version: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
-    assert extract(tiny_sd1, tiny_sd1_file, tmp_path / "lora.safetensors", "--conv_dim", 1) == 2
-    assert "Nothing differs between" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    folder, file = (request.getfixturevalue(f"tiny_{version}{ending}") for ending in ("", "_file"))
+    for pair in ((folder, file), (file, folder)):
+        assert extract(*pair, tmp_path / "lora.safetensors", "--conv_dim", 1) == 2
+        assert "Nothing differs between" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    if version == "sd2":
+        kinds = []
+        for path in (folder, file):
+            with open_model(path) as one, open_model(path) as other:
+                kinds.append(model_kind(Pair(one, other, LOADING), False))
+        # the folder says what the model predicts, the file does not
+        assert [kind["v_param"] for kind in kinds] == [False, True]
 
 
 def test_both_text_encoders_and_the_blocks_of_sdxl(shallow_sdxl: Path, tmp_path: Path) -> None:

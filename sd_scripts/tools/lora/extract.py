@@ -40,7 +40,7 @@ def extract_lora(options: ExtractLoraOptions) -> None:
         sdxl=options.sdxl,
     ) as pair:
         names = _chosen(pair, options)
-        kind = model_kind(pair.version, options.v_parameterization)
+        kind = model_kind(pair, options.v_parameterization)
         tensors = _modules(pair, names, options, loading.device)
     modelspec = {} if options.no_metadata else spec_notes(target, kind)
     save(target, tensors, number_format(options.save_precision), {**_notes(options, kind), **modelspec})
@@ -119,10 +119,11 @@ def _quantile(values: Tensor, share: float) -> float:
     return least + (place - below) * (float(values.kthvalue(below + 2).values) - least)
 
 
-def model_kind(version: str, v_parameterization: bool) -> dict[str, bool]:
-    """v2, v_param and is_sdxl; a model of version 2 counts as one that predicts v, as in sd-scripts."""
-    v2 = version == "sd2"
-    return {"v2": v2, "v_param": v2 or v_parameterization, "is_sdxl": version == "sdxl"}
+def model_kind(pair: Pair, v_parameterization: bool) -> dict[str, bool]:
+    """v2, v_param and is_sdxl. A model of version 2 that does not say what it predicts is taken to predict v."""
+    v2 = pair.version == "sd2"
+    says_v = {"v_prediction": True, "epsilon": False}.get(pair.original.stored.prediction, v2)
+    return {"v2": v2, "v_param": says_v or v_parameterization, "is_sdxl": pair.version == "sdxl"}
 
 
 def _notes(options: ExtractLoraOptions, kind: Mapping[str, bool]) -> dict[str, str]:

@@ -57,7 +57,7 @@ def extract_locon(options: ExtractLoconOptions) -> None:
         v2=options.is_v2,
         sdxl=options.is_sdxl,
     ) as pair:
-        kind = model_kind(pair.version, False)
+        kind = model_kind(pair, False)
         tensors = _modules(pair, options, device)
     names = sorted({name.partition(".")[0] for name in tensors})
     low = [name for name in names if f"{name}.lora_down.weight" in tensors]

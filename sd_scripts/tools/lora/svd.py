@@ -8,6 +8,7 @@ them orthonormal every time, and decompose what is left of the matrix on that sm
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Factors:
 
     Attributes:
         up: [out, rank], columns scaled by the singular values.
-        down: [rank, in], orthonormal rows.
+        down: [rank, in], orthonormal rows; rows of zeros where the singular value is zero.
         values: [rank], the singular values, largest first.
     """
 
@@ -69,9 +70,11 @@ def decompose(matrix: Tensor, rank: int, *, exact: bool = False, seed: int = 0, 
         UserError: a value is not finite.
     """
     work = matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.float()
-    require_finite(work, name)
+    largest = require_finite(work, name)
     short = min(work.shape)
     rank = min(rank, short)
+    if largest == 0:
+        return Factors(work.new_zeros(len(work), rank), work.new_zeros(rank, work.shape[1]), work.new_zeros(rank))
     vectors = oversampled(rank)
     if exact or short <= _SMALL or 2 * vectors >= short:
         found = _exactly(work.double(), rank)
@@ -81,10 +84,12 @@ def decompose(matrix: Tensor, rank: int, *, exact: bool = False, seed: int = 0, 
     return Factors(*(part.to(work.dtype) for part in (found.up, found.down, found.values)))
 
 
-def require_finite(matrix: Tensor, name: str) -> None:
-    """Raises UserError if a value is NaN or infinite."""
-    if matrix.numel() and not torch.isfinite(torch.linalg.vector_norm(matrix, float("inf"))):
+def require_finite(matrix: Tensor, name: str) -> float:
+    """The largest absolute value, 0 of nothing. Raises UserError if a value is NaN or infinite."""
+    largest = float(torch.linalg.vector_norm(matrix, float("inf"))) if matrix.numel() else 0.0
+    if not isfinite(largest):
         raise UserError(f"{name} holds values that are not finite (NaN or infinity); the file is damaged.")
+    return largest
 
 
 def decompose_product(up: Tensor, down: Tensor, rank: int | None = None, *, name: str = "The product") -> Factors:

@@ -18,8 +18,9 @@ from sd_scripts.networks.names import TEXT_ENCODER_2, UNET, layer_of
 from sd_scripts.networks.netfile import NetworkFile, open_network
 from sd_scripts.networks.norms import product_norm
 from sd_scripts.schema.tools_inspect import CheckLoraOptions
+from sd_scripts.tensorfile import atomic_path
 from sd_scripts.tools.common import Ticker, say
-from sd_scripts.tools.files import refuse_existing, write_text
+from sd_scripts.tools.files import refuse_existing
 
 # Tensors that hold a single number; they are printed on demand.
 _SINGLE = (".alpha", ".scalar", ".on_input")
@@ -116,7 +117,9 @@ def check(options: CheckLoraOptions) -> None:
     for problem in facts.problems:
         say(f"problem: {problem}")
     if target is not None:
-        write_text(target, json.dumps(facts.table(), indent=1, ensure_ascii=False))
+        # no result that a job would list and could take back, only another form of what is printed
+        with atomic_path(target) as aside:
+            aside.write_text(json.dumps(facts.table(), indent=1), encoding="utf-8")
         say(f"table written to {target}")
     wrong = counted_as(facts.problems, "problem") if facts.problems else "nothing wrong found"
     say(f"{facts.kind}, {counted_as(facts.modules, 'module')} in {counted_as(facts.blocks, 'block')}: {wrong}")

@@ -117,6 +117,22 @@ def test_one_rank_is_as_near_as_it_can_be(tmp_path: Path, capsys: pytest.Capture
     assert "Frobenius" not in capsys.readouterr().out
 
 
+def test_a_tucker_core_goes_into_the_factors(tmp_path: Path) -> None:
+    plain = write(
+        tmp_path / "a.safetensors", drawn({"seed": 1, "modules": [["lora_unet_a", [2, 4, 3, 3], [5, 2, 1, 1], 1.0]]})
+    )
+    core = drawn({"seed": 2, "modules": [["lora_unet_a", [3, 4, 1, 1], [5, 3, 1, 1], 1.0]]})
+    tucker = write(tmp_path / "b.safetensors", {**core, "lora_unet_a.lora_mid.weight": torch.randn(3, 3, 3, 3)})
+    target = tmp_path / "out.safetensors"
+    for more in (["--concat"], ["--legacy", "--concat"], []):
+        ratios = [1.0, 1.0] if "--legacy" in more else [0.5, -2.0]
+        assert run(merge_lora, target, [tucker, plain], ratios, "--overwrite", *more) == 0
+        assert open_network(target).shapes("lora_unet_a")["lora_down.weight"][1:] == (4, 3, 3)
+        total = ratios[0] * effect(tucker, "lora_unet_a") + ratios[1] * effect(plain, "lora_unet_a")
+        if more == ["--concat"]:
+            assert close(effect(target, "lora_unet_a"), total, 1e-6)
+
+
 def test_the_order_of_the_ranks_is_random_but_known(tmp_path: Path) -> None:
     source = write(tmp_path / "a.safetensors", drawn({"seed": 1, "modules": [["lora_unet_a", [16, 9], [8, 16], 1.0]]}))
     out = {}

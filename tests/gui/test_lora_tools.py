@@ -179,8 +179,12 @@ def test_the_other_tools_of_networks() -> None:
     assert (found.file, found.show_all_keys, found.json) == ("/l", True, str(Path("job/lora.json")))
     found = options("convert_lora", {"model": "/l", "save_to": "/o", "to": "peft", "family": "sdxl"})
     assert (found.model, found.save_to, found.to, found.family) == ("/l", "/o.safetensors", "peft", "sdxl")
-    found = options("interrogate_lora", {"sd_model": "/m", "model": "/l", "batch_size": 4, "model_family": "sd2"})
+    found = options(
+        "interrogate_lora",
+        {"sd_model": "/m", "model": "/l", "batch_size": 4, "model_family": "sd2", "words": ["cat", "dog"]},
+    )
     assert (found.sd_model, found.model, found.batch_size, found.v2) == ("/m", "/l", 4, True)
+    assert found.words == ["cat", "dog"]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,9 @@ from sd_scripts.schema.optimizer import OPTIMIZERS
 MOST_HEADER_BYTES = 8_000_000
 _MOST_TEXT = 20_000
 _HINT = "Choose a LoRA or embedding that a trainer saved."
-_LORA_MARKS = ("lora_down", "lora_up", "lora_A", "hada_w1_a", "lokr_w1", "oft_blocks", "dora_scale", "on_input")
+_LORA_MARKS = (
+    "lora_down", "lora_up", "lora_A", "hada_w1_a", "lokr_w1", "oft_blocks", "dora_scale", "on_input", ".a1.weight",
+)  # fmt: skip
 
 # metadata that is an option of the same name behind ss_
 _SAME = (
@@ -172,7 +174,7 @@ def tell(header: Header) -> Found:
 def _parts(header: Header) -> dict[str, bool]:
     """Which parts of the model a LoRA changes, told from the names of its tensors."""
     text = any(key.startswith(("lora_te", "text_encoder")) for key in header.shapes)
-    unet = any(key.startswith(("lora_unet", "unet")) for key in header.shapes)
+    unet = any(key.startswith(("lora_unet", lora_shapes.OFT_PREFIX, "unet")) for key in header.shapes)
     if not (text or unet):
         return {}
     return {"network_train_unet_only": not text, "network_train_text_encoder_only": not unet}

@@ -8,10 +8,13 @@ from sd_scripts.schema.loratypes import LORA_TYPES
 
 _LYCORIS = "lycoris.kohya"
 _ALGORITHMS = {"lora": "locon", "native": "full", "oft": "diag-oft"}
+# our own modules, by their full path
+_OWN = "sd_scripts."
 
 
 def kind_of(module: str, args: dict[str, str]) -> str:
     """The LoRA type of this module with these arguments; Custom where the page has none for it."""
+    module = module.removeprefix(_OWN)
     if module == "networks.lora":
         return "Kohya LoCon" if "conv_dim" in args else "Standard"
     if module == _LYCORIS:

@@ -76,6 +76,12 @@ FORM: dict[str, Any] = {
         {"LoRA_type": "Kohya LoCon", "conv_dim": 4, "conv_alpha": 2.0},
         {"LoRA_type": "LyCORIS/LoKr", "conv_dim": 4, "factor": 8, "use_tucker": True, "LyCORIS_preset": "attn-mlp"},
         {"LoRA_type": "LyCORIS/DyLoRA", "unit": 4},
+        {"LoRA_type": "Kohya LoHa", "conv_dim": 4, "use_tucker": True, "loraplus_lr_ratio": 4.0},
+        {"LoRA_type": "Kohya LoKr", "factor": 8, "decompose_both": True},
+        {"LoRA_type": "Kohya OFT", "enable_conv": True, "network_train_unet_only": False},
+        {"LoRA_type": "Kohya DyLoRA", "unit": 4},
+        {"LoRA_type": "LoRA-FA", "conv_dim": 4, "conv_alpha": 1.0},
+        {"LoRA_type": "Standard", "dora_wd": True, "rs_lora": True, "init_lora_weights": "pissa"},
     ],
     ids=lambda value: value["LoRA_type"],
 )
@@ -133,6 +139,8 @@ def test_what_was_not_used_does_not_stay_from_the_form_before() -> None:
         ({"ss_text_encoder_lr": "[1e-05, 2e-05]"}, {"text_encoder_lr": [1e-5, 2e-5]}),
         ({"ss_optimizer": "torch.optim.sgd.SGD(nesterov=True,momentum=0.9)"}, {"optimizer_type": "SGDNesterov"}),
         ({"ss_optimizer": "my.own.Optimizer"}, {"optimizer_type": "my.own.Optimizer", "optimizer_args": None}),
+        ({"ss_network_module": "sd_scripts.networks.lokr"}, {"LoRA_type": "Kohya LoKr"}),
+        ({"ss_network_module": "networks.loha", "ss_network_args": '{"factor": "4"}'}, {"network_args": ["factor=4"]}),
         ({"ss_network_module": "strange.module"}, {"LoRA_type": "Custom", "network_module": "strange.module"}),
         (
             {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "loha", "conv_dim": 4, "new": "1"}'},
@@ -161,9 +169,27 @@ def test_other_trainers_files(notes: dict[str, str], values: dict[str, Any]) -> 
             {"lora_unet_a.hada_w1_a": [320, 4], "lora_unet_a.hada_w1_b": [4, 320]},
             {"LoRA_type": "LyCORIS/LoHa", "network_dim": 4},
         ),
+        (
+            {"lora_unet_a.lora_down.weight": [8, 320], "lora_unet_a.dora_scale": [320, 1]},
+            {"LoRA_type": "Standard", "network_dim": 8, "dora_wd": True},
+        ),
+        ({"oft_unet_a.oft_blocks": [4, 80, 80]}, {"LoRA_type": "Kohya OFT", "network_dim": 4}),
+        ({"lora_unet_a.oft_blocks": [40, 8, 8]}, {"LoRA_type": "LyCORIS/Diag-OFT", "network_dim": 8}),
+        (
+            {"lora_unet_a.oft_blocks": [5, 32, 10, 10], "lora_unet_a.rescale": [320, 1]},
+            {"LoRA_type": "LyCORIS/BOFT", "network_dim": 10, "rescaled": True},
+        ),
+        (
+            {"lora_unet_a.a1.weight": [320, 4], "lora_unet_a.a2.weight": [4, 320]},
+            {"LoRA_type": "LyCORIS/GLoRA", "network_dim": 4},
+        ),
+        (
+            {"lora_unet_a.lokr_w1_a": [8, 2], "lora_unet_a.lokr_w1_b": [2, 8], "lora_unet_a.lokr_t2": [2, 2, 3, 3]},
+            {"LoRA_type": "LyCORIS/LoKr", "network_dim": 2, "decompose_both": True, "use_tucker": True},
+        ),
         ({"lora_unet_a.lora_down.weight": []}, {"LoRA_type": "Standard", "network_dim": "missing"}),
     ],
-    ids=range(4),
+    ids=range(10),
 )
 def test_without_notes_the_tensors_and_the_model_card_tell(
     shapes: dict[str, list[int]], values: dict[str, Any]

@@ -291,16 +291,41 @@ def test_what_was_remembered_counts_for_the_same_tensors_only(tmp_path: Path) ->
     path = tmp_path / "a.safetensors"
     save_file(some_network("sd1", False), path, {"ss_base_model_version": "sd_v1"})
     there = convert(path, tmp_path / "b.safetensors", "peft")
-    back = convert(there, tmp_path / "c.safetensors", "kohya")
-    changed_file = load_file(there)
-    changed_file[next(iter(changed_file))] += 1
-    save_file(changed_file, there, notes(there))
-    other = convert(there, tmp_path / "c.safetensors", "kohya")
-    assert "sshs_model_hash" in notes(other)
+    tensors = load_file(there)
+    tensors[next(iter(tensors))] += 1
+    other = tmp_path / "c.safetensors"
+    save_file(tensors, other, notes(there))
+    back = convert(other, tmp_path / "d.safetensors", "kohya")
+    assert "sshs_model_hash" in notes(back) and "convert_lora" in notes(back)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"names": []},
+        {"names": {"a": "x", "b": "x"}},
+        {"metadata": {"a": 1}},
+        {"alpha": "F32:99999,99999:1"},
+        {"alpha": "F32::inf"},
+        {"alpha": "X::"},
+        {"alphas": {"a": 1}},
+        {"shapes": {"a": ["x"]}},
+        {"style": "other"},
+        {"tensors": 1},
+        None,
+    ],
+)
+def test_a_note_that_somebody_changed_does_not_count(tmp_path: Path, change: dict[str, Any] | None) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({f"{PROJ}.lora_{part}.weight": torch.ones(2, 2, 1, 1) for part in ("up", "down")}, path)
+    there = convert(path, tmp_path / "b.safetensors", "peft")
     table = json.loads(notes(there)["convert_lora"])
-    for broken in ("[", '"x"', json.dumps({**table, "names": []}), json.dumps({**table, "metadata": {"a": 1}})):
-        save_file(changed_file, there, {**notes(there), "convert_lora": broken})
-        assert set(load_file(convert(there, tmp_path / "d.safetensors", "kohya"))) == set(load_file(back))
+    broken = "[" if change is None else json.dumps({**table, **change})
+    save_file(load_file(there), there, {**notes(there), "convert_lora": broken})
+    back = convert(there, tmp_path / "c.safetensors", "kohya")
+    # as for a file that was never anything else: with alpha and fingerprints
+    assert set(load_file(back)) == {f"{PROJ}.{part}" for part in ("lora_up.weight", "lora_down.weight", "alpha")}
+    assert "sshs_model_hash" in notes(back)
 
 
 def test_number_formats(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -33,16 +33,14 @@ from sd_scripts.tools.lora.names import (
     style_of,
 )
 from sd_scripts.tools.lora.notes import kind_from, network_notes, same
+from sd_scripts.tools.lora.remember import AS_TENSOR, NO_ALPHA, NOTE, Remembered, read_alpha, remembered
 from sd_scripts.training.metadata import base_model_version
 
-NOTE = "convert_lora"
 PEFT_SETTINGS = "lora_adapter_metadata"
 HASHES = ("sshs_model_hash", "sshs_legacy_hash")
 # Notes that belong to one way of naming alone.
 _OWN_WAY = (NOTE, PEFT_SETTINGS, *HASHES)
-_NO_ALPHA, _AS_TENSOR = "none", "tensor"
 _SOME_TENSORS = 50
-_DTYPES = {name: dtype for dtype, name in TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -54,50 +52,6 @@ class Piece:
     module: str = ""
     part: str = ""
     number: float = 0.0
-
-
-@dataclass(frozen=True)
-class Remembered:
-    """What the way back needs to know of the file before.
-
-    Attributes:
-        style: names it had.
-        family: its base model.
-        names: canonical name and part -> name in that file, where it is not the usual one.
-        shapes: the same -> shape, where it was changed.
-        alpha: type, shape and number of the alpha tensors of most modules, as text; "none" without.
-        alphas: canonical module -> the same, where it is another. The number is empty where it stands elsewhere, too.
-        metadata: notes it had that were dropped or changed.
-        added: notes that were added.
-        hashes: fingerprints of its tensors, where it noted any.
-        tensors: fingerprint of the tensors that the conversion made; with others, none of this counts.
-    """
-
-    style: str = ""
-    family: str = ""
-    names: dict[str, str] = field(default_factory=dict)
-    shapes: dict[str, list[int]] = field(default_factory=dict)
-    alpha: str = _NO_ALPHA
-    alphas: dict[str, str] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
-    added: list[str] = field(default_factory=list)
-    hashes: list[str] = field(default_factory=list)
-    tensors: str = ""
-
-
-def remembered(metadata: Mapping[str, str]) -> Remembered:
-    """The note that a conversion left; an empty one where there is none, or somebody changed it."""
-    try:
-        table = json.loads(metadata.get(NOTE, "{}"))
-        found = Remembered(
-            **{key: value for key, value in table.items() if key in {f.name for f in fields(Remembered)}}
-        )
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        return Remembered()
-    like = Remembered()
-    right = all(isinstance(getattr(found, f.name), type(getattr(like, f.name))) for f in fields(Remembered))
-    texts = [*found.metadata.values(), *found.names.values(), *found.added] if right else [0]
-    return found if right and all(isinstance(text, str) for text in texts) else Remembered()
 
 
 @dataclass(frozen=True)
@@ -141,7 +95,11 @@ def renamed(file: NetworkFile, target: str, family: str = "auto", dtype: torch.d
             f"{file.path} does not tell which base model it is for.", "family", "Give --family sd1, sd2 or sdxl."
         )
     back = before if before.style == target else None
-    pieces = dict(_pieces(file, found, source, target, family, back or Remembered()))
+    pieces: dict[str, Piece] = {}
+    for name, piece in _pieces(file, found, source, target, family, back or Remembered()):
+        if name in pieces:
+            raise UserError(f"Two tensors of {file.path} would be called {name}.", "model", "It holds a layer twice.")
+        pieces[name] = piece
     for member in found:
         pieces |= _alpha(file, member, source, target, family, back)
     if source == target and dtype is None and pieces.keys() == _pieces_before(file).keys():
@@ -161,7 +119,7 @@ def renamed(file: NetworkFile, target: str, family: str = "auto", dtype: torch.d
 def made(file: NetworkFile, piece: Piece) -> Tensor:
     """A tensor of the new file."""
     if not piece.module:
-        return torch.full(piece.shape, piece.number, dtype=piece.dtype)
+        return torch.full(piece.shape, piece.number, dtype=torch.float64).to(piece.dtype)
     return file.tensors(piece.module)[piece.part].reshape(piece.shape).to(piece.dtype)
 
 
@@ -177,7 +135,7 @@ def _pieces(
     for member in found:
         tensors = file.tensors(member.module)
         for part in file.modules[member.module]:
-            kept = target in OF_PEFT and back.alphas.get(member.canonical, back.alpha) == _AS_TENSOR
+            kept = target in OF_PEFT and back.alphas.get(member.canonical, back.alpha) == AS_TENSOR
             if part == "alpha" and not kept and _moves_alpha(file, member, source, target):
                 continue
             key = f"{member.canonical}.{part}"
@@ -201,23 +159,22 @@ def _alpha(
     if target in OF_PEFT or not _moves_alpha(file, member, source, target):
         return {}
     text = "F32::" if back is None else back.alphas.get(member.canonical, back.alpha)
-    if text in (_NO_ALPHA, _AS_TENSOR):
+    if text in (NO_ALPHA, AS_TENSOR):
         return {}
-    kind, sides, number = text.split(":")
+    dtype, shape, number = read_alpha(text)
     name = (back or Remembered()).names.get(f"{member.canonical}.alpha") or named(
         member, "alpha", target, family == "sdxl"
     )
-    value = float(number) if number else file.alpha(member.module) or 0.0
-    shape = tuple(int(side) for side in sides.split(",") if side)
-    return {name: Piece(shape, _DTYPES[kind], number=value)}
+    value = (file.alpha(member.module) or 0.0) if number is None else number
+    return {name: Piece(shape, dtype, number=value)}
 
 
 def _alpha_text(file: NetworkFile, member: Member, source: str) -> str:
     """A stored alpha tensor as text: type, shape, and its number if the settings will tell another (0: the rank)."""
     if "alpha" not in file.modules[member.module]:
-        return _NO_ALPHA
+        return NO_ALPHA
     if source in OF_PEFT:
-        return _AS_TENSOR
+        return AS_TENSOR
     stored = file.tensors(member.module)["alpha"]
     if stored.numel() != 1 or not math.isfinite(float(stored)):
         raise UserError(f"{file.path}: the alpha of {member.module} is no number.", "model")
@@ -288,7 +245,7 @@ def _note(
     names: dict[str, str] = {}
     shapes: dict[str, list[int]] = {}
     alphas = {member.canonical: _alpha_text(file, member, source) for member in found if member.kind == "lora"}
-    usual = Counter(alphas.values()).most_common(1)[0][0] if alphas else _NO_ALPHA
+    usual = Counter(alphas.values()).most_common(1)[0][0] if alphas else NO_ALPHA
     for member in found:
         made_of = file.shapes(member.module)
         factor = made_of.get("lora_down.weight", ())

@@ -228,9 +228,10 @@ TOOLS: tuple[Tool, ...] = (
         ("model", "to", "family", "save_to", "save_precision", "overwrite"),
         "save_to",
         "Convert",
-        changes={"model": _NETWORK, "save_to": _TARGET},
+        changes={"model": {**_NETWORK, "kind": "model"}, "save_to": _TARGET},
         wide=("model", "save_to"),
         endings={"save_to": (".safetensors",)},
+        models=("model",),
         seen=("model",),
     ),
     Tool(

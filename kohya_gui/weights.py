@@ -11,6 +11,8 @@ from kohya_gui import lora_shapes
 from kohya_gui.model_kind import model_facts
 from sd_scripts.schema.headers import Header, HeaderError, read_safetensors_header
 
+ADAPTER = "adapter_model.safetensors"
+"""The weights in a folder that PEFT saved."""
 FAMILIES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
 BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}
 PRECISIONS = {"float": 4, "fp16": 2, "bf16": 2, "float16": 2, "float32": 4, "float64": 8, "bfloat16": 2, "bfloat": 2}
@@ -87,6 +89,9 @@ def weights(path: str | os.PathLike[str]) -> Weights:
 def _looked(path: str, changed: int, length: int) -> Weights:
     facts = model_facts(path)
     family = facts.version if facts.version in FAMILIES else ""
+    adapter = os.path.join(path, ADAPTER)
+    if os.path.isdir(path) and os.path.isfile(adapter):
+        return weights(adapter)
     if os.path.isdir(path):
         size = _folder_size(Path(path))
         # what is in the parts is not looked at one by one: most folders hold 16-bit weights
@@ -101,6 +106,27 @@ def _looked(path: str, changed: int, length: int) -> Weights:
     if not is_network(header.shapes):
         return Weights(facts.kind, family, numbers=numbers, size=length, detail=facts.detail)
     return _network(header, numbers)
+
+
+def said_now(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The beginnings of the notes on a file that people write (`modelspec.*`), by their names without that."""
+    text = os.fspath(path)
+    try:
+        return dict(_notes(text, os.stat(text).st_mtime_ns))
+    except OSError:
+        return {}
+
+
+@lru_cache(maxsize=32)
+def _notes(path: str, changed: int) -> tuple[tuple[str, str], ...]:
+    try:
+        found = read_safetensors_header(path).metadata
+    except (HeaderError, OSError):
+        return ()
+    begins = [(name, text) for name, text in found.items() if name.startswith("modelspec.") and text]
+    return tuple(
+        (name.removeprefix("modelspec."), text if len(text) <= 100 else text[:100] + " …") for name, text in begins
+    )
 
 
 def is_network(shapes: Mapping[str, tuple[int, ...]]) -> bool:

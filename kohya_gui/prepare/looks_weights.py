@@ -12,9 +12,8 @@ from kohya_gui.pickers import size_text
 from kohya_gui.prepare.folders import free_space
 from kohya_gui.tools_fields import NOTES
 from kohya_gui.tools_record import Tool
-from kohya_gui.weights import FAMILIES, PRECISIONS, Weights, weights
+from kohya_gui.weights import FAMILIES, PRECISIONS, Weights, said_now, weights
 from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.headers import HeaderError, read_safetensors_header
 
 Values = Mapping[str, Any]
 Lines = list[tuple[str, str]]
@@ -191,19 +190,6 @@ def notes(tool: Tool, values: Values, roots: Roots, words: Words) -> dict[str, d
         else:
             found[key] = {"say": "info", "text": described(seen, words)}
     if tool.name == "edit_metadata" and "model" in found:
-        found |= _present(roots.inside(str(values["model"])), words)
+        now = said_now(roots.inside(str(values["model"])))
+        found |= {name: {"say": "info", "text": words("Now: {note}", note=now[name])} for name in NOTES if name in now}
     return found
-
-
-def _present(path: Path, words: Words) -> dict[str, dict[str, str]]:
-    """What the file says now, under the fields that would change it."""
-    try:
-        raw = read_safetensors_header(path).metadata
-    except (HeaderError, OSError):
-        return {}
-    said = {name: raw.get(f"modelspec.{name}", "") for name in NOTES}
-    return {
-        name: {"say": "info", "text": words("Now: {note}", note=text if len(text) <= 100 else text[:100] + " …")}
-        for name, text in said.items()
-        if text
-    }

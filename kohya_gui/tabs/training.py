@@ -131,10 +131,8 @@ class TrainingTab:
                     )
                     view.change(None, view, None, js=f"(v) => kohya.view('{name}', v)", api_visibility="private")
                 with gr.Column(elem_id=f"{name}-form", elem_classes=["k-form", "k-card"]):
-                    parts: dict[str, Callable[[], None]] = {
-                        "dataset": self.dataset.build,
-                        "tools": partial(bench.build_links, self.words),
-                    }
+                    links = partial(bench.build_links, self.words)
+                    parts: dict[str, Callable[[], None]] = {"dataset": self.dataset.build, "tools": links}
                     if self.preparation:
                         parts["preparation"] = self.preparation.build
                     self.form.build(parts)

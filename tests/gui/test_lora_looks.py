@@ -47,6 +47,10 @@ def test_headers_tell_kind_family_and_rank(tmp_path: Path, family: str) -> None:
 def test_peft_names_and_text_encoders_tell_the_family(tmp_path: Path) -> None:
     peft = {"unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.lora_A.weight": (4, 2048)}
     assert weights.weights(write(tmp_path / "p.safetensors", peft)).family == "sdxl"
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    write(folder / "adapter_model.safetensors", peft)
+    assert "Stable Diffusion XL" in lines("convert_lora", model=folder, save_to=tmp_path / "new.safetensors")["Reads"]
     text = {"lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight": (4, 1024)}
     found = weights.weights(write(tmp_path / "t.safetensors", text))
     assert (found.family, found.rank) == ("sd2", 4)

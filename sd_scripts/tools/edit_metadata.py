@@ -111,25 +111,34 @@ def write_with_notes(source: Path, target: Path, notes: Mapping[str, str]) -> No
     Raises:
         UserError: the notes are too large, or no text that can be written, or the disk refuses.
     """
-    with open(source, "rb") as reader:
+    # both files are closed before the new one takes its name, since Windows replaces no open file
+    with replacing(target) as aside, open(source, "rb") as reader, open(aside, "wb") as writer:
         length = int.from_bytes(reader.read(8), "little")
-        table = json.loads(reader.read(length))
-        table.pop("__metadata__", None)
-        table = {"__metadata__": dict(notes), **table} if notes else table
-        try:
-            header = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError("The notes hold signs that are no text.", hint="Write the file as UTF-8.") from error
-        header += b" " * (-len(header) % _ALIGNMENT)
-        if len(header) > MAX_HEADER_BYTES:
-            raise UserError(f"The notes would take {len(header) / _MEGABYTE:.0f} MB; a file holds 100 MB of them.")
-        with replacing(target) as aside, open(aside, "wb") as writer:
-            writer.write(len(header).to_bytes(8, "little") + header)
-            total = source.stat().st_size
-            ticker = Ticker("megabytes written", total // _MEGABYTE)
-            while chunk := reader.read(_CHUNK):
-                writer.write(chunk)
-                ticker.at(reader.tell() // _MEGABYTE)
+        header = header_with(reader.read(length), notes)
+        writer.write(len(header).to_bytes(8, "little") + header)
+        ticker = Ticker("megabytes written", source.stat().st_size // _MEGABYTE)
+        while chunk := reader.read(_CHUNK):
+            writer.write(chunk)
+            ticker.at(reader.tell() // _MEGABYTE)
+
+
+def header_with(header: bytes, notes: Mapping[str, str]) -> bytes:
+    """A safetensors header with other notes, filled up as such headers are.
+
+    Raises:
+        UserError: the notes are too large, or no text that can be written.
+    """
+    table = json.loads(header)
+    table.pop("__metadata__", None)
+    table = {"__metadata__": dict(notes), **table} if notes else table
+    try:
+        made = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError("The notes hold signs that are no text.", hint="Write them as UTF-8.") from error
+    made += b" " * (-len(made) % _ALIGNMENT)
+    if len(made) > MAX_HEADER_BYTES:
+        raise UserError(f"The notes would take {len(made) // _MEGABYTE} MB; a file holds 100 MB of them.")
+    return made
 
 
 def work(options: EditMetadataOptions) -> None:

@@ -24,7 +24,7 @@ from sd_scripts.schema.errors import UserError
 from sd_scripts.tensorfile import kinds_in_file, write_stream
 
 Progress = Callable[[int, int], None]
-_WIDER = (torch.float32, torch.bfloat16, torch.float64)
+WIDER = (torch.float32, torch.bfloat16, torch.float64)
 _FORGET_AFTER = 128 << 20  # bytes between two moments of giving memory back
 
 
@@ -231,7 +231,7 @@ class _Account:
         self._done += 1
 
 
-def _require_room(name: str, value: Tensor) -> None:
+def require_room(name: str, value: Tensor) -> None:
     """Raises UserError for a weight that 16-bit floats cannot hold; what is not finite already stays so."""
     low, high = torch.aminmax(value) if value.numel() else (0.0, 0.0)
     largest = max(-float(low), float(high))
@@ -256,8 +256,8 @@ def _write(
     def make(name: str) -> Tensor:
         account.next(weights[name])
         value: Tensor = made(weights[name])
-        if kinds[name] == torch.float16 and value.dtype in _WIDER:
-            _require_room(name, value)
+        if kinds[name] == torch.float16 and value.dtype in WIDER:
+            require_room(name, value)
         return value.detach().to("cpu", kinds[name])
 
     if is_pickle(path):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sd_scripts.models.converting import open_lazily, write_file
+from sd_scripts.models.converting import WIDER, open_lazily, require_room, write_file
 from sd_scripts.models.lazy import Lazy
 from sd_scripts.models.module_names import is_ballast
 from sd_scripts.models.replacing import replaced_folder
@@ -70,7 +70,11 @@ class _Writer:
         old = stored.get(key)
         self._since += old.nbytes
         if not changed:
-            return stored.raw(key) if kind == old.dtype else old.to(kind)
+            if kind == old.dtype:
+                return stored.raw(key)
+            if kind == torch.float16 and old.dtype in WIDER:
+                require_room(key, old)
+            return old.to(kind)
         if len(changed) == 1 and not any(place.rows or place.transposed for place in changed):
             # all of the tensor is new: no need to copy the old one first
             return next(iter(changed.values())).detach().reshape(old.shape).to("cpu", kind)
@@ -118,7 +122,8 @@ def rewrite(
         finish: called with a new folder just before it takes its place.
 
     Raises:
-        UserError: the model has no such layer, or a bias is to be changed that it has not, or the target does not fit.
+        UserError: the model has no such layer, or a bias is to be changed that it has not, or the target does not fit,
+            or a weight is too large for fp16.
         OSError: the disk refuses.
     """
     writer = _Writer(model, changes, names, dtype)

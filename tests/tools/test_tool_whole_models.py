@@ -22,7 +22,9 @@ from sd_scripts.models.loading import load_sd, load_sdxl
 from sd_scripts.models.modules import open_model
 from sd_scripts.models.saving import save_diffusers_folder, save_single_file
 from sd_scripts.networks.names import peft_key
+from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.model import ModelOptions
+from sd_scripts.schema.tools_models import LcmConvertOptions
 from sd_scripts.tools import convert_diffusers20_original_sd as convert
 from sd_scripts.tools import lcm_convert, merge_models, prune
 
@@ -53,6 +55,33 @@ def test_conversion_equals_loading_and_saving(source: str, tmp_path: Path, reque
     for file in files:
         one, other = made / file, known / file
         assert one.read_bytes() == other.read_bytes() or (file.suffix == ".json" and same_json(one, other)), file
+
+
+def test_folders_of_older_libraries(tiny_sd1: Path, tiny_sd1_file: Path, tmp_path: Path) -> None:
+    """VAE attention under its first names and as convolutions, a text encoder without its level, shards, old .bin."""
+    folder, out = tmp_path / "old", tmp_path / "out.safetensors"
+    shutil.copytree(tiny_sd1, folder)
+    vae, text, unet = (folder / part for part in ("vae", "text_encoder", "unet"))
+    former = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = load_file(vae / "diffusion_pytorch_model.safetensors")
+    for new, old in former.items():
+        for name in [name for name in weights if f"attentions.0.{new}." in name]:
+            value = weights.pop(name)
+            weights[name.replace(new, old)] = value[:, :, None, None] if value.ndim == 2 else value
+    save_file(weights, vae / "diffusion_pytorch_model.safetensors")
+    weights = load_file(text / "model.safetensors")
+    (text / "model.safetensors").unlink()
+    plain = {name.removeprefix("text_model."): value for name, value in weights.items()}
+    torch.save(plain | {"embeddings.position_ids": torch.arange(77)[None]}, text / "pytorch_model.bin")
+    weights = load_file(unet / "diffusion_pytorch_model.safetensors")
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    shards = {name: f"shard-{number % 3}.safetensors" for number, name in enumerate(weights)}
+    for shard in set(shards.values()):
+        save_file({name: value for name, value in weights.items() if shards[name] == shard}, unet / shard)
+    index = unet / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": shards}), encoding="utf-8")
+    assert convert.main([str(folder), str(out)]) == 0
+    assert out.read_bytes() == tiny_sd1_file.read_bytes()
 
 
 @pytest.mark.parametrize("version", ["sd1", "sd2", "sdxl"])
@@ -129,12 +158,12 @@ def test_a_model_over_itself_and_its_job(tiny_sd1_file: Path, tmp_path: Path) ->
 # ---- mixed
 
 
-def test_mixing_equals_sums_in_double_precision(tiny_sdxl_file: Path, deep_sdxl: Path, tmp_path: Path) -> None:
-    first = load_file(tiny_sdxl_file)
+def test_mixing_equals_sums_in_double_precision(tiny_sd2_file: Path, tiny_sd2: Path, tmp_path: Path) -> None:
+    first = load_file(tiny_sd2_file)
     other = {key: torch.randn_like(value) if value.is_floating_point() else value for key, value in first.items()}
     second, out = tmp_path / "second.safetensors", tmp_path / "third.safetensors"
     save_file({key: value.half() if value.is_floating_point() else value for key, value in other.items()}, second)
-    argv = ["--models", str(deep_sdxl), str(second), "--ratios", "0.3", "0.7", "--output", str(out)]
+    argv = ["--models", str(tiny_sd2), str(second), "--ratios", "0.3", "0.7", "--output", str(out)]
     assert merge_models.main(argv) == 0
     mixed = load_file(out)
     assert mixed.keys() == first.keys()
@@ -144,16 +173,17 @@ def test_mixing_equals_sums_in_double_precision(tiny_sdxl_file: Path, deep_sdxl:
             torch.testing.assert_close(mixed[key].double(), want, rtol=1e-6, atol=1e-6)
     with safe_open(out, "pt") as file:
         notes = file.metadata()
-    assert notes["modelspec.merged_from"] == f"{deep_sdxl.name}, second"
-    assert notes["modelspec.architecture"] == "stable-diffusion-xl-v1-base"
+    assert notes["modelspec.merged_from"] == f"{tiny_sd2.name}, second"
+    assert notes["modelspec.architecture"] == "stable-diffusion-v2-512"
 
 
 def test_loras_and_other_predictions_are_not_mixed(
-    tiny_sd2: Path, tiny_sd2_v: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_sd2: Path, tiny_sd2_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lora, out = tmp_path / "lora.safetensors", tmp_path / "out.safetensors"
+    lora, other, out = (tmp_path / f"{name}.safetensors" for name in ("lora", "other", "out"))
     save_file({f"{QUERY}.lora_down.weight": torch.zeros(1, 64)}, lora)
-    for models, words in (((lora, lora), "a LoRA, not a model"), ((tiny_sd2, tiny_sd2_v), "predicts v")):
+    save_file(load_file(tiny_sd2_file) | {"v_pred": torch.zeros(1)}, other)
+    for models, words in (((lora, lora), "a LoRA, not a model"), ((tiny_sd2, other), "predicts v")):
         assert merge_models.main(["--models", *map(str, models), "--output", str(out)]) == 2
         said = capsys.readouterr().err
         assert words in said and said.count("\n") == 1
@@ -267,6 +297,20 @@ def test_lcm_is_fused(base: str, flags: list[str], kohya: bool, tmp_path: Path, 
         notes = after.stored.metadata
     assert notes["modelspec.usage_hint"].startswith("Sampler LCM")
     assert notes["modelspec.merged_from"].endswith(", pytorch_lora_weights")
+
+
+def test_the_lora_comes_out_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--latent-consistency--lcm-lora-ssd-1b"
+    file = repository / "snapshots" / "abc" / "pytorch_lora_weights.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc", encoding="utf-8")
+    options = LcmConvertOptions(name="x", model="y")
+    assert lcm_convert.lora_file(options, "ssd-1b") == file
+    with pytest.raises(UserError, match="lcm-lora-sdxl"):
+        lcm_convert.lora_file(options, "sdxl")
 
 
 def test_lcm_refuses_in_one_sentence(

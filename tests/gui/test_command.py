@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kohya_gui import command
+from kohya_gui import command, configs
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.fields import trainer_fields
 from sd_scripts.schema.parse import parse
@@ -151,6 +151,38 @@ def test_a_switch_of_a_plugin_is_only_sent_when_on() -> None:
     assert sent["network_module"] == "lycoris.kohya"
     assert {"algo=lokr", "conv_dim=4", "conv_alpha=1", "dora_wd=True"} <= set(sent["network_args"])
     assert not any(item.startswith("use_cp") for item in sent["network_args"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "settings", "sent"),
+    [
+        ("Kohya LoHa", "networks.loha", {"use_tucker": True, "factor": 4}, ["conv_dim=4", "use_tucker=True"]),
+        ("Kohya LoKr", "networks.lokr", {"factor": 4}, ["conv_dim=4", "factor=4"]),
+        ("Kohya OFT", "networks.oft", {"enable_conv": True, "rank_dropout": 0.1}, ["enable_conv=True"]),
+        ("LoRA-FA", "networks.lora_fa", {"dora_wd": True}, ["conv_dim=4"]),
+        ("Kohya DyLoRA", "networks.dylora", {"unit": 4}, ["conv_dim=4", "unit=4"]),
+        (
+            "Standard",
+            "networks.lora",
+            {"dora_wd": True, "rs_lora": True, "init_lora_weights": "pissa"},
+            ["dora_wd=True", "rs_lora=True", "init_lora_weights=pissa"],
+        ),
+        ("Kohya LoCon", "networks.lora", {"init_lora_weights": "default"}, ["conv_dim=4"]),
+    ],
+)
+def test_kinds_of_our_own(kind: str, module: str, settings: dict[str, Any], sent: list[str]) -> None:
+    """What a kind does not take stays in the form."""
+    toml = toml_of({"LoRA_type": kind, "conv_dim": 4, **settings})
+    assert toml["network_module"] == module
+    assert sorted(toml["network_args"]) == sorted(sent)
+
+
+def test_saved_forms_of_the_newest_version_keep_their_kind() -> None:
+    text = '{"LoRA_type": "Kohya LoKr", "factor": 8, "conv_dim": 2, "conv_alpha": 1, "ggpo_beta": 0, "sdxl": true}'
+    opened = configs.open_text(text)
+    toml = command.build(configs.command_of(opened.tab), opened.values).toml
+    assert toml["network_module"] == "networks.lokr"
+    assert {"factor=8", "conv_dim=2", "conv_alpha=1"} == set(toml["network_args"])
 
 
 def test_own_network_settings_come_last() -> None:

@@ -40,7 +40,7 @@ def checked(
         UserError: for an argument that is neither.
     """
     given = {key: value for key, value in arguments.items() if value is not None}
-    # --network_dropout arrives twice: the trainer puts it among the arguments, too.
+    # `stand_in_dropout` looks at this one.
     given.pop("dropout", None)
     for key in list(given):
         if key in idle:
@@ -54,6 +54,32 @@ def checked(
                 hint=f"Did you mean {near[0]}?" if near else f"Known: {', '.join(sorted(known))}.",
             )
     return given
+
+
+def stand_in_dropout(
+    arguments: Mapping[str, Any], module: str, network_dropout: float | None, counts: bool = False
+) -> float | None:
+    """The dropout: `network_dropout`, or where that is not given, perhaps a `dropout` among the arguments.
+
+    Args:
+        arguments: among which the trainer puts network_dropout as well.
+        module: the network's name, for the warning that its `dropout` has no effect.
+        network_dropout: the option.
+        counts: whether `dropout` counts for this network.
+
+    Raises:
+        UserError: for a `dropout` that is no number.
+    """
+    value = arguments.get("dropout")
+    if network_dropout is not None or value is None:
+        return network_dropout
+    if not counts:
+        logger.warning("%s leaves network_args dropout aside; network_dropout is the option.", module)
+        return None
+    try:
+        return float(value)
+    except ValueError as error:
+        raise UserError(f"network_args dropout must be a number, not '{value}'.", "dropout") from error
 
 
 def switch(arguments: Mapping[str, Any], key: str) -> bool:

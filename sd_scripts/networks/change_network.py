@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from sd_scripts.networks import layer_choice
-from sd_scripts.networks.arguments import BLOCK_RATES, BLOCK_SIZES, CONVOLUTIONS, DROPOUTS, PLUS, checked, switch
+from sd_scripts.networks.arguments import (
+    BLOCK_RATES,
+    BLOCK_SIZES,
+    CONVOLUTIONS,
+    DROPOUTS,
+    PLUS,
+    checked,
+    stand_in_dropout,
+    switch,
+)
 from sd_scripts.networks.base import read_weights
 from sd_scripts.networks.layer_choice import ChosenSizes, read_choice
 from sd_scripts.networks.lora import LoRANetwork
@@ -82,7 +91,8 @@ def read_settings(
     """The arguments of LoHa or LoKr, and those of them that are in `own`. Raises UserError for a bad one."""
     common = (*CONVOLUTIONS, *DROPOUTS, *PLUS, *BLOCK_RATES, *BLOCK_SIZES)
     given = checked(arguments, name, (*own, *common, *layer_choice.KNOWN, "verbose"))
-    read = read_arguments({key: given[key] for key in common if key in given}, dim, alpha, neuron_dropout, sdxl)
+    dropout = stand_in_dropout(arguments, name, neuron_dropout, counts=True)
+    read = read_arguments({key: given[key] for key in common if key in given}, dim, alpha, dropout, sdxl)
     sizes = chosen(read.sizes, read_choice(given))
     settings = Settings(sizes, read.drops, read.rates, switch(given, "verbose"))
     return settings, {key: given[key] for key in own if key in given}

@@ -22,9 +22,10 @@ from sd_scripts.networks.arguments import (
     PLUS,
     checked,
     given_weights,
+    stand_in_dropout,
     whole_number,
 )
-from sd_scripts.networks.lora import LoRANetwork, is_sdxl, refuse_other_kinds, sizes_in
+from sd_scripts.networks.lora import LoRANetwork, is_sdxl
 from sd_scripts.networks.lora_arguments import (
     DEFAULT_ALPHA,
     DEFAULT_DIM,
@@ -34,6 +35,7 @@ from sd_scripts.networks.lora_arguments import (
     read_arguments,
     read_rates,
 )
+from sd_scripts.networks.lora_files import refuse_other_kinds, sizes_in
 from sd_scripts.networks.lora_module import LoRAModule
 from sd_scripts.networks.norms import limit_norms, product_norm
 from sd_scripts.schema.errors import UserError
@@ -225,7 +227,7 @@ def create_network(
     unit = whole_number(given, "unit", 1, 1)
     _check_unit(dim, unit)
     sizes = LoRASizes(dim, alpha, conv_dim or None, alpha, sdxl=is_sdxl(unet))
-    drops, rates = _training(given, neuron_dropout, sizes.sdxl)
+    drops, rates = _training(given, stand_in_dropout(kwargs, NAME, neuron_dropout), sizes.sdxl)
     return DyLoRANetwork(text_encoder, unet, multiplier, sizes, drops, rates, unit)
 
 

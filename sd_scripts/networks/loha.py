@@ -78,11 +78,11 @@ class LoHaModule(ChangeModule):
         return ((out_1 @ in_1) * (out_2 @ in_2)).view(self.org_module.weight.shape)
 
     def _added(self, x: Tensor, base: Tensor) -> Tensor:
-        settings = conv_settings(self.org_module)
-        outputs, inputs = self.org_module.weight.shape[:2]
-        if settings is None and self.lora_dim**2 * (outputs + inputs) < outputs * inputs:
+        outputs, *fan_in = self.org_module.weight.shape
+        inputs = math.prod(fan_in)
+        if not self.decomposed and self.lora_dim**2 * (outputs + inputs) < outputs * inputs:
             return self._as_lora(x)
-        return MadeTwice.apply(x, self._made, settings, *self._factors())
+        return MadeTwice.apply(x, self._made, conv_settings(self.org_module), *self._factors())
 
     def _as_lora(self, x: Tensor) -> Tensor:
         """The same through a LoRA of rank * rank, which is quicker while that is small.
@@ -90,9 +90,13 @@ class LoHaModule(ChangeModule):
         An element of the product of two sums over ranks is one sum over all pairs of them.
         """
         out_1, in_1, out_2, in_2 = self._factors()
-        down = (in_1[:, None] * in_2[None]).flatten(0, 1)
-        up = (out_1[:, :, None] * out_2[:, None]).flatten(1)
-        return F.linear(F.linear(x, down.to(x.dtype)), up.to(x.dtype))
+        down = (in_1[:, None] * in_2[None]).flatten(0, 1).to(x.dtype)
+        up = (out_1[:, :, None] * out_2[:, None]).flatten(1).to(x.dtype)
+        settings = conv_settings(self.org_module)
+        if settings is None:
+            return F.linear(F.linear(x, down), up)
+        inner = F.conv2d(x, down.view(-1, *self.org_module.weight.shape[1:]), None, *settings)
+        return torch.matmul(up, inner.flatten(2)).view(x.shape[0], -1, *inner.shape[2:])
 
     def delta(self, multiplier: float | Tensor | None = None) -> Tensor:
         """What the module adds to the layer's weight, in float32 and in its shape."""

@@ -21,9 +21,11 @@ from sd_scripts.networks.arguments import (
     PLUS,
     checked,
     given_weights,
+    stand_in_dropout,
 )
-from sd_scripts.networks.lora import LoRANetwork, is_sdxl, refuse_other_kinds, sizes_in
+from sd_scripts.networks.lora import LoRANetwork, is_sdxl
 from sd_scripts.networks.lora_arguments import DEFAULT_ALPHA, LoRADrops, LoRASizes, read_arguments
+from sd_scripts.networks.lora_files import refuse_other_kinds, sizes_in
 from sd_scripts.networks.lora_module import LoRAModule
 from sd_scripts.networks.lora_optimizer import Groups
 from sd_scripts.networks.norms import limit_norms, product_norm
@@ -97,7 +99,8 @@ def create_network(
 ) -> LoRAFANetwork:
     """A new network; `kwargs` are the network_args as texts. Raises UserError for a bad argument."""
     given = checked(kwargs, NAME, KNOWN)
-    read = read_arguments(given, network_dim, network_alpha, neuron_dropout, is_sdxl(unet))
+    dropout = stand_in_dropout(kwargs, NAME, neuron_dropout)
+    read = read_arguments(given, network_dim, network_alpha, dropout, is_sdxl(unet))
     return LoRAFANetwork(text_encoder, unet, multiplier, read.sizes, read.drops, read.rates)
 
 

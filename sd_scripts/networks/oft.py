@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sd_scripts.networks.arguments import checked, given_weights, switch
+from sd_scripts.networks.arguments import checked, given_weights, stand_in_dropout, switch
 from sd_scripts.networks.change_module import ChangeModule
 from sd_scripts.networks.change_network import ChangeNetwork, Settings, chosen, modules_in
 from sd_scripts.networks.changes_oft import rotation
@@ -128,7 +128,7 @@ def create_network(
 ) -> OFTNetwork:
     """A new network; `kwargs` are the network_args as texts. Raises UserError for a bad argument."""
     given = checked(kwargs, NAME, KNOWN)
-    if neuron_dropout:
+    if stand_in_dropout(kwargs, NAME, neuron_dropout):
         logger.warning("network_dropout has no effect on %s.", NAME)
     dim = DEFAULT_DIM if network_dim is None else int(network_dim)
     alpha = DEFAULT_ALPHA if network_alpha is None else network_alpha

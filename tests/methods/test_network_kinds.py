@@ -206,3 +206,18 @@ def test_each_sample_has_its_own_strength(bases: Bases, kind: str) -> None:
     torch.testing.assert_close(both[0], plain[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(both[1], full[1], rtol=1e-4, atol=1e-5)
     assert (full - plain).abs().max() > 1e-3
+
+
+def test_weights_are_put_in_for_drawing_and_taken_out_again(bases: Bases) -> None:
+    base, plain = bases.get("sdxl"), bases.plain("sdxl")
+    for kind in KINDS:
+        with bases.network("sdxl", **options(kind, network_train_unet_only=True)) as made:
+            for parameter in made.module.parameters():
+                torch.nn.init.normal_(parameter, std=0.05)
+            made.module.eval()
+            wanted = seen(base)
+        made.module.backup_weights()
+        made.module.pre_calculation()
+        torch.testing.assert_close(seen(base), wanted, rtol=1e-3, atol=1e-4)
+        made.module.restore_weights()
+        assert torch.equal(seen(base), plain)

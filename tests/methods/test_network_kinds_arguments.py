@@ -156,6 +156,17 @@ def test_files_that_do_not_fit_are_one_sentence(bases: Bases, tmp_path: Path) ->
         load_plugin("networks.loha").create_network_from_weights(1.0, paths["loha"], None, None, unet)
 
 
+def test_where_a_dropout_among_the_arguments_counts(bases: Bases, caplog: pytest.LogCaptureFixture) -> None:
+    for kind, wanted in (("loha", 0.25), ("lokr", 0.25), ("lora_fa", None), ("dylora", None), ("oft", None)):
+        caplog.clear()
+        module = load_plugin(f"networks.{kind}")
+        made = module.create_network(1.0, 4, 1.0, None, None, bases.views("sd1")[1], dropout="0.25")
+        assert {lora.dropout for lora in made.loras} == {wanted}, kind
+        assert ("leaves network_args dropout aside" in caplog.text) == (wanted is None)
+    with pytest.raises(UserError, match="must be a number"):
+        load_plugin("networks.loha").create_network(1.0, 4, 1.0, None, None, bases.views("sd1")[1], dropout="x")
+
+
 def test_metadata_names_the_module() -> None:
     notes = method(**options("lokr")).metadata()
     assert notes["ss_network_module"] == "networks.lokr"

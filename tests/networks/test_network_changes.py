@@ -49,7 +49,8 @@ def pointwise() -> Layer:
 CASES: dict[str, tuple[Callable[[], Layer], Make]] = {
     "loha as a lora": (linear, loha()),
     "loha": (linear, loha(4)),
-    "loha conv": (conv, loha()),
+    "loha conv as a lora": (conv, loha()),
+    "loha conv": (conv, loha(4)),
     "loha tucker": (conv, loha(decomposed=True)),
     "loha pointwise": (pointwise, loha(decomposed=True)),
     "lokr": (linear, lokr(1)),

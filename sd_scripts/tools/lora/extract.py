@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 
@@ -44,7 +44,8 @@ def extract_lora(options: ExtractLoraOptions) -> None:
         tensors = _modules(pair, names, options, loading.device)
     modelspec = {} if options.no_metadata else spec_notes(target, kind)
     save(target, tensors, number_format(options.save_precision), {**_notes(options, kind), **modelspec})
-    say(f"{len(names)} modules of rank {_ranks(options)} written to {target}")
+    ranks = (len(value) for name, value in tensors.items() if name.endswith(".lora_down.weight"))
+    say(f"{len(names)} modules of rank {spread(ranks)} written to {target}")
 
 
 def _chosen(pair: Pair, options: ExtractLoraOptions) -> list[str]:
@@ -139,8 +140,10 @@ def _notes(options: ExtractLoraOptions, kind: Mapping[str, bool]) -> dict[str, s
     }
 
 
-def _ranks(options: ExtractLoraOptions) -> str:
-    return str(options.dim) if options.conv_dim is None else f"{options.dim} and {options.conv_dim}"
+def spread(ranks: Iterable[int]) -> str:
+    """`4`, or `4 to 16` where they differ."""
+    low, *_, high = sorted([*ranks] * 2)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def save(target: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, metadata: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Self
 
@@ -108,16 +109,17 @@ class Pair:
                 "model_tuned",
                 "The models must be of one kind.",
             )
-        found = self._loaded(tuned, self._loading.tuned)
-        found = found - self._loaded(original, self._loading.original).view(tuned.shape)
-        if not torch.isfinite(torch.linalg.vector_norm(found, float("inf"))):
+        loading = self._loading
+        # the first is a copy in any case: what the files hold must stay
+        found = self._rounded(tuned).to(loading.tuned, torch.float32, copy=True).to(loading.device).contiguous()
+        found.sub_(self._rounded(original).to(loading.original).to(loading.device).view(tuned.shape))
+        if not isfinite(float(torch.stack(torch.aminmax(found)).abs().max())):
             self._refuse(name, original, tuned)
         return found.view(original.shape)
 
-    def _loaded(self, weight: Tensor, device: torch.device) -> Tensor:
+    def _rounded(self, weight: Tensor) -> Tensor:
         rounded = weight if self._loading.dtype is None else weight.to(self._loading.dtype)
-        # a copy in any case: what the file holds must stay
-        return rounded.to(device, torch.float32, copy=True).to(self._loading.device).contiguous()
+        return rounded if rounded.dtype.itemsize > 1 else rounded.float()  # nothing computes with 8 bits
 
     def _refuse(self, name: str, original: Tensor, tuned: Tensor) -> None:
         broken = (

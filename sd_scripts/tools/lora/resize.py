@@ -17,7 +17,7 @@ from sd_scripts.schema.tools_extract import ResizeLoraOptions, ToolResizeLoraOpt
 from sd_scripts.tensormap import open_tensors
 from sd_scripts.tools.common import Ticker, say
 from sd_scripts.tools.lora.device import computing_device, in_parallel
-from sd_scripts.tools.lora.extract import save
+from sd_scripts.tools.lora.extract import save, spread
 from sd_scripts.tools.lora.merge import listed, number_format, target_file
 from sd_scripts.tools.lora.notes import DYNAMIC
 from sd_scripts.tools.lora.svd import choose_rank, completed, decompose_product
@@ -85,7 +85,7 @@ def resize_lora(options: ToolResizeLoraOptions) -> None:
     finally:
         file.close()
     save(target, tensors, number_format(options.save_precision) or torch.float32, metadata)
-    say(f"{len(done)} modules of rank {old} resized to {_said(done)}, written to {target}")
+    say(f"{len(done)} modules of rank {old} resized to {spread(result.rank for result in done)}, written to {target}")
 
 
 def _checked(options: ToolResizeLoraOptions) -> Ranks:
@@ -199,13 +199,7 @@ def _same_rank(file: NetworkFile, names: list[str]) -> str:
     """The rank of the linear layers, of all if there are none; a range where they differ."""
     ranks = [file.rank(name) or 0 for name in names]
     linear = [rank for rank, name in zip(ranks, names) if len(file.shapes(name)["lora_down.weight"]) < 4]
-    low, high = min(linear or ranks), max(linear or ranks)
-    return str(low) if low == high else f"{low} to {high}"
-
-
-def _said(done: list[Resized]) -> str:
-    low, high = min(result.rank for result in done), max(result.rank for result in done)
-    return str(low) if low == high else f"{low} to {high}"
+    return spread(linear or ranks)
 
 
 def _notes(file: NetworkFile, done: list[Resized], ranks: Ranks) -> dict[str, str]:

@@ -86,7 +86,10 @@ def decompose(matrix: Tensor, rank: int, *, exact: bool = False, seed: int = 0, 
 
 def require_finite(matrix: Tensor, name: str) -> float:
     """The largest absolute value, 0 of nothing. Raises UserError if a value is NaN or infinite."""
-    largest = float(torch.linalg.vector_norm(matrix, float("inf"))) if matrix.numel() else 0.0
+    if not matrix.numel():
+        return 0.0
+    # both ends are NaN if any value is; this is many times faster than a norm
+    largest = float(torch.stack(torch.aminmax(matrix)).abs().max())
     if not isfinite(largest):
         raise UserError(f"{name} holds values that are not finite (NaN or infinity); the file is damaged.")
     return largest

@@ -14,15 +14,14 @@ from torch import Tensor
 from sd_scripts.models import keymap
 from sd_scripts.models.weights import part_files
 from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.headers import folder_version, identify, single_file_version
+from sd_scripts.schema.headers import VERSION_NAMES, folder_version, identify, single_file_version
 from sd_scripts.tensormap import PICKLES, MappedTensors, open_tensors
 
 UNET_STEMS = ("diffusion_pytorch_model",)
 TEXT_STEMS = ("model", "pytorch_model")
 TEXT_PARTS = {"sd1": ("text_encoder",), "sd2": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}
-VERSION_NAMES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
 _WANTED = "a Stable Diffusion 1.x, 2.x or XL model"
-_OTHERS = {"sdxl_refiner": "the refiner of Stable Diffusion XL", "sd3": "Stable Diffusion 3", "flux": "Flux"}
+_OTHERS = ("sdxl_refiner", "sd3", "flux")
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def open_stored(path: str | Path, key: str | None = None, *, vae: bool = False) 
 
 def _refused(source: Path, version: str, key: str | None) -> UserError:
     if version in _OTHERS:
-        return UserError(f"{source} is {_OTHERS[version]}.", key, f"Choose {_WANTED}.")
+        return UserError(f"{source} is {VERSION_NAMES[version]}.", key, f"Choose {_WANTED}.")
     return UserError(f"{source} is not a Stable Diffusion model.", key, f"Choose {_WANTED}.")
 
 
@@ -146,7 +145,7 @@ def _open_file(source: Path, key: str | None, vae: bool) -> StoredModel:
         raise UserError(f"{source} is {facts.detail}, not a whole model.", key, f"Choose {_WANTED}.")
     tensors = open_tensors(source, key)
     version = single_file_version(tensors.shapes)
-    if version not in VERSION_NAMES:
+    if version not in TEXT_PARTS:
         tensors.close()
         raise _refused(source, version, key)
     wanted = {"U-Net": (keymap.UNET_PREFIX,), **({"VAE": (keymap.VAE_PREFIX,)} if vae else {})}
@@ -166,7 +165,7 @@ def _open_folder(folder: Path, key: str | None, vae: bool) -> StoredModel:
     index = read_json(folder / "model_index.json", key)
     unet = read_json(folder / "unet" / "config.json", key)
     version = folder_version(index, unet, read_json(folder / "text_encoder" / "config.json", key))
-    if version not in VERSION_NAMES:
+    if version not in TEXT_PARTS:
         raise _refused(folder, version, key)
     configs, files = {"unet": unet}, []
     for part in TEXT_PARTS[version]:

@@ -16,7 +16,7 @@ from typing import Any
 
 MAX_HEADER_BYTES = 100 * 1024 * 1024
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-_NAMES = {
+VERSION_NAMES = {
     "sd1": "Stable Diffusion 1.x",
     "sd2": "Stable Diffusion 2.x",
     "sdxl": "Stable Diffusion XL",
@@ -212,14 +212,14 @@ def _single(header: Header) -> ModelFacts:
     if any(key.startswith("model.diffusion_model.") for key in shapes):
         whole = any(key.startswith(("cond_stage_model.", "conditioner.")) for key in shapes)
         missing = "" if whole else ", without text encoder"
-        detail = _NAMES[version] + " file" + missing
+        detail = VERSION_NAMES[version] + " file" + missing
         return ModelFacts(version, "checkpoint" if whole else "unet", prediction, detail, _REFUSED.get(version, ""))
     if version in ("flux", "sd3"):
-        return ModelFacts(version, "unet", prediction, _NAMES[version] + " file")
+        return ModelFacts(version, "unet", prediction, VERSION_NAMES[version] + " file")
     if "decoder.conv_in.weight" in shapes or "first_stage_model.decoder.conv_in.weight" in shapes:
         return ModelFacts("unknown", "vae", "", "a VAE file")
     if any(key.startswith("down_blocks.") for key in shapes):
-        return ModelFacts(version, "unet", prediction, _NAMES[version] + " U-Net of a diffusers folder")
+        return ModelFacts(version, "unet", prediction, VERSION_NAMES[version] + " U-Net of a diffusers folder")
     if len(shapes) <= 4 and any(key in shapes for key in ("emb_params", "clip_l", "clip_g")):
         return ModelFacts(kind="embedding", detail="a textual inversion embedding")
     if any("encoder.layers." in key or "resblocks." in key for key in shapes):
@@ -264,4 +264,4 @@ def _folder(folder: Path) -> ModelFacts:
     gone = [part for part in needed if not (folder / part / "config.json").is_file()]
     problem = f"the folder is incomplete: {', '.join(gone)} missing" if gone else _REFUSED.get(version, "")
     said = ", v-prediction" if prediction == "v_prediction" else ""
-    return ModelFacts(version, "diffusers", prediction, f"{_NAMES[version]} folder{said}", problem)
+    return ModelFacts(version, "diffusers", prediction, f"{VERSION_NAMES[version]} folder{said}", problem)

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.headers import identify
+from sd_scripts.schema.headers import VERSION_NAMES, identify
 from sd_scripts.schema.tools_models import ConvertModelOptions
 from sd_scripts.tools.common import Ticker, run, say
 from sd_scripts.tools.files import refuse_existing
@@ -142,9 +142,10 @@ def load(path: Path, options: ConvertModelOptions) -> LazyModel:
         raise UserError(f"{path} cannot be read: {facts.problem}.", "model_to_load")
     model = open_lazily(path, "model_to_load")
     asked = "sd1" if options.v1 else "sd2" if options.v2 else ""
-    names = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
     if asked and model.version != asked:
-        raise UserError(f"{path} is {names[model.version]}, not {names[asked]}.", "v1" if options.v1 else "v2")
+        raise UserError(
+            f"{path} is {VERSION_NAMES[model.version]}, not {VERSION_NAMES[asked]}.", "v1" if options.v1 else "v2"
+        )
     return model
 
 
@@ -161,7 +162,7 @@ def work(options: ConvertModelOptions) -> None:
     with source_of(options) as source:
         say(f"reading {options.model_to_load}")
         model = load(source, options)
-        say(f"it is {model.version}, {model.prediction}")
+        say(f"it is {VERSION_NAMES[model.version]}, {model.prediction}")
         save = _save_file if target.suffix in _ENDINGS else _save_folder
         with closing(model.files):
             count = save(model, target, dtype, metadata, options)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.headers import VERSION_NAMES
 from sd_scripts.schema.tools_models import LcmConvertOptions
 from sd_scripts.tools.common import Ticker, run, say
 from sd_scripts.tools.files import refuse_existing
@@ -31,7 +32,6 @@ LORAS = {
 HINT = "Sampler LCM, 4 to 8 steps, guidance 1 to 2."
 _FILE = "pytorch_lora_weights.safetensors"
 _ENDINGS = (".safetensors", ".ckpt")
-_NAMES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
 # In the deepest attention of the whole Stable Diffusion XL; the smaller ones made of it lack it.
 _DEEPEST = "lora_unet_input_blocks_8_1_transformer_blocks_9_attn1_to_q"
 
@@ -42,12 +42,12 @@ def kind_of(model: ModelFile, options: LcmConvertOptions) -> str:
         raise UserError("sdxl and ssd_1b are both on.", "sdxl", "Give one, or none: the model says what it is.")
     small = model.version == "sdxl" and _DEEPEST not in model.places
     if options.sdxl and model.version != "sdxl":
-        raise UserError(f"{model.path} is {_NAMES[model.version]}, not {_NAMES['sdxl']}.", "sdxl")
+        raise UserError(f"{model.path} is {VERSION_NAMES[model.version]}, not {VERSION_NAMES['sdxl']}.", "sdxl")
     if options.ssd_1b and not small:
-        raise UserError(f"{model.path} is {_NAMES[model.version]}, not SSD-1B.", "ssd_1b")
+        raise UserError(f"{model.path} is {VERSION_NAMES[model.version]}, not SSD-1B.", "ssd_1b")
     if small and not options.ssd_1b and options.lcm_lora is None:
         raise UserError(
-            f"{model.path} is smaller than {_NAMES['sdxl']}.",
+            f"{model.path} is smaller than {VERSION_NAMES['sdxl']}.",
             "ssd_1b",
             "Give --ssd_1b if it is SSD-1B, else name the LoRA made for it with --lcm_lora.",
         )
@@ -64,7 +64,9 @@ def lora_file(options: LcmConvertOptions, kind: str) -> Path:
 
     name = options.lcm_lora or LORAS.get(kind, "")
     if not name:
-        raise UserError(f"There is no LCM LoRA for {_NAMES[kind]} to fetch.", "lcm_lora", "Give one with --lcm_lora.")
+        raise UserError(
+            f"There is no LCM LoRA for {VERSION_NAMES[kind]} to fetch.", "lcm_lora", "Give one with --lcm_lora."
+        )
     path = Path(name)
     if path.is_dir():
         return _in_folder(path)

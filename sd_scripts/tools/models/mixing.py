@@ -14,11 +14,11 @@ from sd_scripts.models.converting import open_lazily, write_tensors
 from sd_scripts.models.keymap import UNET_PREFIX
 from sd_scripts.models.lazy import Lazy, LazyFiles, made
 from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.headers import identify, single_file_version
+from sd_scripts.schema.headers import VERSION_NAMES, identify, single_file_version
 from sd_scripts.tools.lora.notes import spec_notes
 
 LEFT_OUT = ("model_ema.",)  # a second copy of the U-Net that only further training by its maker would need
-_NAMES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
+_NOTED = ("sd1", "sd2", "sdxl")
 _ALONE = ("lora", "embedding")
 _CHUNK = 1 << 20  # numbers that are summed up at a time: they stay in the processor's cache
 
@@ -71,7 +71,7 @@ def _check_kinds(models: Sequence[Ingredient]) -> None:
     first = models[0]
     for other in models[1:]:
         if other.version != first.version:
-            one, two = (_NAMES.get(model.version, "another kind of model") for model in (first, other))
+            one, two = (VERSION_NAMES[model.version] for model in (first, other))
             raise UserError(
                 f"{first.path} is {one}, {other.path} is {two}.", "models", "Only models of one kind can be mixed."
             )
@@ -173,7 +173,7 @@ class Mixture:
     def metadata(self, target: Path) -> dict[str, str]:
         """The notes of the result: what it is, and what it was mixed from."""
         version = self._models[0].version
-        if version not in _NAMES:
+        if version not in _NOTED:
             return {}
         prediction = next(filter(None, (model.prediction for model in self._models)), "")
         kind = {"v2": version == "sd2", "v_param": prediction == "v_prediction", "is_sdxl": version == "sdxl"}

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 import torch
@@ -34,6 +35,15 @@ _PEFT_SETTINGS = "lora_adapter_metadata"
 _SDXL_SIGNS = ("lora_te1_", "lora_te2_", f"{TEXT_ENCODER_2}.")
 _CROSS_ATTENTION = re.compile(r"attn2[._](processor\.)?to_[kv]\S*(lora_down|lora_A|lora\.down|_lora\.down)")
 _CROSS_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+# Parts that are a single number, and how many axes the others have at least.
+_NUMBERS = ("alpha", "scalar")
+_LEAST_AXES = {"lora_mid": 3, "lokr_t2": 3, "hada_t1": 3, "hada_t2": 3, "oft_blocks": 3} | dict.fromkeys(
+    (
+        *("lora_up", "lora_down", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "a1", "a2", "b1", "b2"),
+        *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
+    ),
+    2,
+)
 _NAMED = 3
 
 
@@ -60,9 +70,9 @@ class NetworkFile:
             self._place(name)
         if not self._stored:
             raise UserError(f"{self.path} is no network file: {self._instead()}.", key, "Give a LoRA or LyCORIS file.")
-        self._alphas = self._noted_alphas()
         self.modules = {name: tuple(parts) for name, parts in self._stored.items()}
         self._kinds = {name: self._kind(name) for name in self.modules}
+        self._alphas = self._noted_alphas()
 
     def _place(self, name: str) -> None:
         split = _split(name, self.version == "sdxl")
@@ -89,7 +99,19 @@ class NetworkFile:
         if not kind:
             named = ", ".join(sorted(parts)[:_NAMED])
             raise UserError(f"{self.path}: {module} is of no known kind (it has {named}).", self._key)
+        self._check_shapes(module, kind)
         return kind
+
+    def _check_shapes(self, module: str, kind: str) -> None:
+        """Raise UserError for what no program writes, and whoever computes with it would stumble over."""
+        parts = self._stored[module]
+        for part, stored in parts.items():
+            shape, axes = self._source.shapes[stored], _LEAST_AXES.get(part.removesuffix(".weight"), 0)
+            if len(shape) < axes or (axes and 0 in shape) or (part in _NUMBERS and prod(shape) != 1):
+                raise UserError(f"{self.path}: {stored} has the shape {list(shape)}, which no network has.", self._key)
+        for factor in ("lokr_w1", "lokr_w2") if kind == "lokr" else ():
+            if factor not in parts and not {f"{factor}_a", f"{factor}_b"} <= parts.keys():
+                raise UserError(f"{self.path}: {module} has no {factor}.", self._key, "The file may be incomplete.")
 
     def _version(self) -> str:
         named = self.metadata.get("ss_base_model_version", "")
@@ -104,7 +126,8 @@ class NetworkFile:
     def _told_by(self, name: str) -> str:
         """The family that the width of a cross attention's input gives away."""
         found = _CROSS_ATTENTION.search(name)
-        return _CROSS_WIDTHS.get(self._source.shapes[name][1], "") if found else ""
+        sides = self._source.shapes[name]
+        return _CROSS_WIDTHS.get(sides[1], "") if found and len(sides) > 1 else ""
 
     def _noted_alphas(self) -> dict[str, float]:
         """Alphas of modules that PEFT made, which stand in the file's metadata if anywhere."""

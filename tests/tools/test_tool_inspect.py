@@ -123,6 +123,26 @@ def test_what_is_wrong_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "4 problems" in capsys.readouterr().out.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    "parts, words",
+    [
+        ({"lora_up.weight": (2, 2), "lora_down.weight": (2, 2), "alpha": (2,)}, "alpha has the shape [2]"),
+        ({"lora_up.weight": (2, 2), "lora_down.weight": ()}, "lora_down.weight has the shape []"),
+        ({"lora_up.weight": (2, 0), "lora_down.weight": (0, 2)}, "which no network has"),
+        ({"lokr_w1_a": (2, 2), "lokr_w2": (2, 2)}, "has no lokr_w1"),
+        ({"hada_w1_a": (2,), "hada_w1_b": (2, 2), "hada_w2_a": (2, 2), "hada_w2_b": (2, 2)}, "shape [2]"),
+    ],
+)
+def test_shapes_of_no_network_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], parts: dict[str, tuple[int, ...]], words: str
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({f"{SD}.{part}": torch.ones(shape) for part, shape in parts.items()}, path)
+    assert check_lora_weights.main([str(path)]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
 def test_a_table_in_the_way_and_no_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.safetensors"
     save_file({"x": torch.ones(1)}, path)

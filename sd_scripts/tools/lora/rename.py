@@ -106,6 +106,8 @@ def renamed(file: NetworkFile, target: str, family: str = "auto", dtype: torch.d
         raise UserError(f"{file.path} has these names already.", "to")
     if dtype is not None:
         pieces = {name: _cast(piece, dtype) for name, piece in pieces.items()}
+    for member in found:
+        _alpha_text(file, member, source)
     metadata = _metadata(file, found, source, target, family, back)
     if HASHES[0] in metadata and target not in OF_PEFT:
         metadata = _with_hashes(file, pieces, metadata, back)
@@ -202,7 +204,8 @@ def _metadata(
         ranks, alphas = zip(*((file.rank(member.module), file.alpha(member.module)) for member in found))
         kind = kind_from(family, notes.get("ss_base_model_version", ""))
         base = {"ss_v2": str(kind["v2"]), "ss_base_model_version": base_model_version(kind)}
-        notes = {**network_notes([file], dim=same(ranks), alpha=same(alphas)), **base, **notes}
+        module = "networks.lora" if all(member.kind == "lora" for member in found) else "lycoris.kohya"
+        notes = {**network_notes([file], dim=same(ranks), alpha=same(alphas), module=module), **base, **notes}
     if source in OF_PEFT or HASHES[0] in file.metadata:
         notes |= dict.fromkeys(HASHES, "")
     return notes

@@ -54,7 +54,8 @@ class NetworkFile:
         path: of the file.
         metadata: its text entries.
         modules: module -> names of its tensors behind its own name, in the order of the file.
-        others: tensors that belong to no module, such as a textual inversion in the same file.
+        others: tensors that belong to no module, such as a textual inversion in the same file, and those of a module
+            that is in the file twice, under two names.
         version: "sd1", "sd2", "sdxl", or "" where the file does not tell.
     """
 
@@ -80,7 +81,9 @@ class NetworkFile:
             self.others.append(name)
         else:
             module, part = split
-            self._stored.setdefault(module, {})[part] = name
+            if self._stored.setdefault(module, {}).setdefault(part, name) != name:
+                # the same layer under both spellings
+                self.others.append(name)
 
     def _instead(self) -> str:
         if not self.others:

@@ -32,6 +32,7 @@ BASE = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 CROSS = {"sd1": 768, "sd2": 1024, "sdxl": 2048}
 DATA = Path(__file__).parents[1] / "networks" / "data"
 PROJ = "lora_unet_down_blocks_0_attentions_0_proj_in"
+TWICE = ("middle_block_1_proj_in", "mid_block_attentions_0_proj_in")
 SDXL_Q = "input_blocks_4_1_transformer_blocks_0_attn1_to_q"
 
 
@@ -356,6 +357,12 @@ def test_lyco_kinds_are_renamed_where_there_is_a_name(tmp_path: Path) -> None:
         ([f"{PROJ}.lora_{part}.weight" for part in ("up", "down")], (2, 2), "kohya_diffusers", "not for SDXL"),
         ([f"{PROJ}.{part}" for part in ("lora_up.weight", "lora_down.weight", "dora_scale")], (1, 2), "peft", "column"),
         (["emb_params"], (2, 2), "peft", "no network file"),
+        (
+            [f"lora_unet_{name}.lora_{part}.weight" for name in TWICE for part in ("up", "down")],
+            (2, 2),
+            "peft",
+            "belong to no module",
+        ),
     ],
 )
 def test_what_cannot_be_renamed_is_one_sentence(

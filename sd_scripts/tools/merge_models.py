@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.tools_models import MergeModelsOptions
 from sd_scripts.tools.common import Ticker, run, say
 from sd_scripts.tools.files import refuse_existing
 from sd_scripts.tools.models.writing import size_text, written
-
-if TYPE_CHECKING:
-    import torch
 
 PROG = "merge_models.py"
 OPTIONS = MergeModelsOptions
@@ -37,24 +33,13 @@ def checked(options: MergeModelsOptions) -> tuple[list[Path], list[float], Path]
     return models, ratios, target
 
 
-def computing_device(name: str) -> torch.device:
-    """The device of that name. Raises UserError where this computer has none."""
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device is {name!r}, which this computer does not have.", "device") from error
-    return device
-
-
 def work(options: MergeModelsOptions) -> None:
     """Mix the models and write the result, complete or not at all. Raises UserError."""
     paths, ratios, target = checked(options)
 
     import torch
 
+    from sd_scripts.tools.lora.device import computing_device
     from sd_scripts.tools.models.mixing import Mixture, open_all
 
     dtypes = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -15,6 +15,7 @@ from sd_scripts.models.keymap import UNET_PREFIX
 from sd_scripts.models.lazy import Lazy, LazyFiles, made
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.headers import VERSION_NAMES, identify, single_file_version
+from sd_scripts.tools.lora.device import one_thread_each
 from sd_scripts.tools.lora.notes import spec_notes
 
 LEFT_OUT = ("model_ema.",)  # a second copy of the U-Net that only further training by its maker would need
@@ -181,7 +182,8 @@ class Mixture:
 
     def write(self, target: Path, progress: Callable[[int, int], None]) -> int:
         """Write the result, complete or not at all; returns how many weights it has. Raises OSError."""
-        write_tensors(
-            target, self._weights, self._saving, files=self._files, metadata=self.metadata(target), progress=progress
-        )
+        metadata = self.metadata(target)
+        # sums of numbers in the cache are not worth the waking of other threads
+        with one_thread_each(torch.get_num_threads()):
+            write_tensors(target, self._weights, self._saving, files=self._files, metadata=metadata, progress=progress)
         return len(self._weights)

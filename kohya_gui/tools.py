@@ -177,6 +177,8 @@ def build(command: str, values: Mapping[str, Any], *, job_dir: Path | None = Non
         *flags,
         *(["--", *places] if places else []),
     ]
+    if any("\0" in part for part in argv):
+        raise UserError("A text on the form holds a NUL character.", hint="Type it again.")
     env = launch_args.environment({"num_processes": 1}, commands.PROJECT, not machine.has_gpu())
     return Plan(command, argv, {}, "", env, [])
 

@@ -142,6 +142,8 @@ class MetadataPage:
     )
 
 
+# a command line takes no more at once on every system
+MOST_NOTE = 20_000
 NOTES = ("title", "author", "description", "usage_hint", "trigger_phrase", "tags", "license")
 FOR_SDXL = Is("sdxl", True)
 DYNAMIC = Given("dynamic_method")
@@ -272,6 +274,14 @@ def changed_notes(values: Values) -> tuple[dict[str, str], list[str]]:
         if not sign or not name.strip() or name.strip().startswith("-"):
             raise UserError(f"{line[:60]!r} is no note.", "more", "Write name=text, one on each line.")
         made[name.strip()] = text.strip()
+    for name, text in made.items():
+        if len(text) > MOST_NOTE:
+            field = name.removeprefix("modelspec.")
+            raise UserError(
+                f"{name} is longer than {MOST_NOTE:,} characters.",
+                field if values.get(field) == text else "more",
+                "Shorten it, or give the script a file with --json.",
+            )
     gone = [name for name in re.split(r"[,\s]+", str(values.get("without") or "")) if name]
     both = sorted(set(made) & set(gone))
     if both:

@@ -57,6 +57,8 @@ def other_value(option: OptionField, value: Any, folder: Path) -> Any:
     """A value that is not the first one."""
     if option.type == "bool":
         return not value
+    if option.type == "list[str]":
+        return ["some", "words"]
     if option.kind in tools.PATHS:
         return str(folder / "other")
     if option.choices and not option.custom:

@@ -82,7 +82,10 @@ def weights(path: str | os.PathLike[str]) -> Weights:
         found = os.stat(text)
     except (OSError, ValueError):
         return Weights("missing", problem="there is no such file or folder")
-    return _looked(text, found.st_mtime_ns, found.st_size)
+    try:
+        return _looked(text, found.st_mtime_ns, found.st_size)
+    except OSError as error:
+        return Weights("other", problem=f"it cannot be opened ({error.strerror or error})")
 
 
 @lru_cache(maxsize=256)

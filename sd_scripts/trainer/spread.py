@@ -112,6 +112,12 @@ def check_spread(
     network = getattr(config, "network", None)
     if network is not None and network.scale_weight_norms:
         raise UserError(f"scale_weight_norms looks at whole weights, which {name} spreads.", "scale_weight_norms")
+    if network is not None and str(network.network_module).endswith("networks.dylora"):
+        raise UserError(
+            f"DyLoRA trains other ranks in every step, and {name} would move all of them.",
+            "network_module",
+            "Leave it out, or train with networks.lora.",
+        )
     full = getattr(config, "full", None)
     if full is not None and full.stop_text_encoder_training and full.stop_text_encoder_training > 0:
         raise UserError(

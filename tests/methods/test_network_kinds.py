@@ -12,9 +12,11 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 from kinds_kit import ARGUMENTS, FEW, KINDS, PAIRS, Bases, filled, options, seen, with_file
 from network_kit import XL_FAMILY, attached, family_of, model, output, train
 from safetensors.torch import load_file
+from torch import nn
 
 from sd_scripts.families.base import Model
 from sd_scripts.models.fp8 import store_in_fp8
+from sd_scripts.networks.oft import OFTModule
 from sd_scripts.networks.plugin import Plugin, load_plugin
 
 
@@ -120,6 +122,27 @@ def test_lycoris_does_with_a_file_what_the_network_did(
     network.apply_to(encoders, views.unet, True, True)
     network.eval()
     torch.testing.assert_close(seen(base), wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.01])
+@pytest.mark.parametrize("layer", [nn.Linear(12, 32), nn.Conv2d(6, 32, 3, padding=1)])
+def test_lycoris_turns_a_layer_as_oft_does(layer: nn.Linear | nn.Conv2d, alpha: float) -> None:
+    """Its Diag-OFT reads the same tensors, where there are at least as many blocks as rows in each."""
+    kind = pytest.importorskip("lycoris.modules.diag_oft").DiagOFTModule
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 5, 5) if isinstance(layer, nn.Conv2d) else torch.randn(3, 12)
+    module = OFTModule("x", layer, 8, alpha)
+    nn.init.normal_(module.oft_blocks, std=0.5)
+    module.apply_to()
+    turned = layer(x)
+    module.detach_from()
+    with torch.no_grad():
+        theirs = kind.make_module_from_state_dict("x", layer, module.oft_blocks, None, module.alpha)
+    theirs.apply_to()
+    theirs.eval()
+    torch.testing.assert_close(layer(x), turned, rtol=1e-5, atol=1e-5)
+    theirs.restore()
+    assert (layer(x) - turned).abs().max() > 0.01
 
 
 @pytest.mark.slow

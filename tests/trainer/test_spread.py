@@ -59,6 +59,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "embeddings of a few words",
     ),
     "norms": ("train_network", {"scale_weight_norms": 1.0}, "scale_weight_norms"),
+    "ranks": ("train_network", {"network_module": "networks.dylora"}, "would move all of them"),
 }
 
 

@@ -183,7 +183,7 @@ def curves(view: JobView, found: Curves, kind: str, words: Words, found_by_tool:
     """The chart card; a tool has no curve, but a sentence, and what it found."""
     if view.tool:
         text = escape(view.end_reason if view.state == "done" else view.error) or words("Nothing to show yet.")
-        return f'<h2>{escape(view.name)}</h2><p class="k-quiet k-empty">{text}</p>{found_by_tool}'
+        return f'<h2 class="k-of-tool">{escape(view.name)}</h2><p class="k-quiet k-empty">{text}</p>{found_by_tool}'
     best = min(found.validation, key=lambda point: point[1], default=None)
     if kind == "rates":
         lines = {f"k-line k-line{number % 4}": points for number, points in enumerate(found.lr.values())}

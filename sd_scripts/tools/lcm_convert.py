@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.headers import VERSION_NAMES
 from sd_scripts.schema.tools_models import LcmConvertOptions
-from sd_scripts.tools.common import Ticker, run, say
+from sd_scripts.tools.common import run, say
 from sd_scripts.tools.files import refuse_existing
-from sd_scripts.tools.models.writing import size_text, written
+from sd_scripts.tools.models.writing import size_text
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from sd_scripts.models.modules import ModelFile
-    from sd_scripts.tools.lora.merge_model import Plan
 
 PROG = "lcm_convert.py"
 OPTIONS = LcmConvertOptions
@@ -32,6 +29,8 @@ LORAS = {
 HINT = "Sampler LCM, 4 to 8 steps, guidance 1 to 2."
 _FILE = "pytorch_lora_weights.safetensors"
 _ENDINGS = (".safetensors", ".ckpt")
+# What merging calls its options, and their names here.
+_OPTIONS_HERE = {"sd_model": "model", "models": "lcm_lora", "save_to": "name", "save_precision": "lora_scale"}
 # In the deepest attention of the whole Stable Diffusion XL; the smaller ones made of it lack it.
 _DEEPEST = "lora_unet_input_blocks_8_1_transformer_blocks_9_attn1_to_q"
 
@@ -87,35 +86,6 @@ def _in_folder(folder: Path) -> Path:
     return found[0]
 
 
-class _Layers:
-    """The layers with the LoRA in them."""
-
-    def __init__(self, model: ModelFile, plan: Plan) -> None:
-        self._model, self._plan = model, plan
-        self._ticker, self._done = Ticker("layers", len(plan)), 0
-
-    def changed(self, layer: str) -> tuple[Tensor, Tensor | None]:
-        """New weight and bias. Raises UserError where they do not fit or are not finite."""
-        import torch
-
-        from sd_scripts.networks.changes import Misfit, changed
-
-        self._ticker.at(self._done)
-        self._done += 1
-        bias = self._model.bias(layer)
-        weight, bias = self._model.weight(layer).float(), None if bias is None else bias.float()
-        for source, module in self._plan[layer]:
-            file = source.file
-            try:
-                weight, bias = changed(file.tensors(module), weight, bias, source.ratio, file.kind(module))
-            except Misfit as error:
-                raise UserError(f"{file.path}: {module} {error}.", "lcm_lora") from error
-            if not bool(torch.isfinite(weight).all()):
-                source.require_finite(module)
-                raise UserError(f"{self._model.path}: the weight of {layer} is not finite.", "model")
-        return weight, bias
-
-
 def work(options: LcmConvertOptions) -> None:
     """Add the LoRA and write the model, complete or not at all. Raises UserError."""
     target = Path(options.name)
@@ -123,23 +93,32 @@ def work(options: LcmConvertOptions) -> None:
         target = target.with_name(f"{target.name}.safetensors")
     refuse_existing([target], options.overwrite)
 
-    from sd_scripts.models.modules import open_model, rewrite
-    from sd_scripts.networks.netfile import open_network
-    from sd_scripts.tools.lora.merge import Source
-    from sd_scripts.tools.lora.merge_model import planned
-    from sd_scripts.tools.lora.notes import kind_from, spec_notes
+    from sd_scripts.models.modules import open_model
 
     with open_model(options.model, "model") as model:
         kind = kind_of(model, options)
-        path = lora_file(options, kind)
-        say(f"{options.lora_scale:g} of {path} into {options.model}")
-        source = Source(open_network(path, "lcm_lora"), options.lora_scale)
-        plan = planned(model, [source])
-        facts = {**kind_from(model.version), "v_param": model.stored.prediction == "v_prediction"}
-        notes = spec_notes(target, facts, [model.path, path], adapter=None) | {"modelspec.usage_hint": HINT}
-        with written(target):
-            rewrite(model, target, _Layers(model, plan).changed, plan, metadata=notes)
-    say(f"{len(plan)} layers changed, the model is written to {target} ({size_text(target)}). {HINT}")
+    path = lora_file(options, kind)
+    say(f"{options.lora_scale:g} of {path}")
+    try:
+        _merge(Path(options.model), path, options.lora_scale, target)
+    except UserError as error:
+        raise UserError(error.message, _OPTIONS_HERE.get(error.key or "", error.key), error.hint) from error
+    say(f"{target} is written ({size_text(target)}). {HINT}")
+
+
+def _merge(model: Path, lora: Path, scale: float, target: Path) -> None:
+    import torch
+
+    from sd_scripts.networks.netfile import open_network
+    from sd_scripts.tools.lora.merge import Source
+    from sd_scripts.tools.lora.merge_model import Settings, merge_into_model
+
+    network = open_network(lora, "lcm_lora")
+    settings = Settings(torch.float32, None, torch.device("cpu"), hint=HINT, overwrite=True)
+    try:
+        merge_into_model(model, [Source(network, scale)], target, settings)
+    finally:
+        network.close()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,17 +37,19 @@ class Settings:
 
     Attributes:
         precision: format that the result is rounded to.
-        saving: format of the file.
+        saving: format of the file; None for that of the model, weight by weight.
         device: where it is computed.
         bare: without modelspec notes.
+        hint: how the result is used, for its notes.
         overwrite: the target may be there.
         key: option that names the target, for messages.
     """
 
     precision: torch.dtype
-    saving: torch.dtype
+    saving: torch.dtype | None
     device: torch.device
     bare: bool = False
+    hint: str | None = None
     overwrite: bool = False
     key: str = "save_to"
 
@@ -65,7 +67,7 @@ def merge_into_model(model_path: Path, sources: Sequence[Source], target: Path, 
         say(f"into {model_path}, {VERSIONS[model.version]}")
         plan = planned(model, sources)
         layers = _Layers(model, plan, settings, _written_order(model, plan, target))
-        metadata = _notes(model, sources, target, settings.bare) if target.suffix == ".safetensors" else None
+        metadata = _notes(model, sources, target, settings) if target.suffix == ".safetensors" else None
         with layers.running():
             if target.suffix in ENDINGS:
                 with written(target):
@@ -186,8 +188,9 @@ class _Layers:
                 raise UserError(
                     f"{source.file.path}: {module} {error}.", "models", "The network is for another kind of model."
                 ) from error
-        self._require_finite(weight, layer)
-        return self._rounded(weight), None if bias is None else self._rounded(bias)
+        saving = self._settings.saving or self._model.dtype(layer)
+        self._require_finite(weight, layer, saving)
+        return self._rounded(weight, saving), None if bias is None else self._rounded(bias, saving)
 
     def _weight(self, layer: str) -> Tensor:
         """A copy of a layer's weight, in memory that the thread uses again: new pages cost as much as the product."""
@@ -202,11 +205,11 @@ class _Layers:
         stored = self._model.bias(layer)
         return None if stored is None else stored.to(self._settings.device, self._working)
 
-    def _rounded(self, value: Tensor) -> Tensor:
-        rounded = value.to(self._settings.precision).to("cpu", self._settings.saving)
+    def _rounded(self, value: Tensor, saving: torch.dtype) -> Tensor:
+        rounded = value.to(self._settings.precision).to("cpu", saving)
         return rounded.clone() if rounded.data_ptr() == value.data_ptr() else rounded
 
-    def _require_finite(self, weight: Tensor, layer: str) -> None:
+    def _require_finite(self, weight: Tensor, layer: str, saving: torch.dtype) -> None:
         """Raises UserError for a result that is not finite, or too large for the format it is saved in."""
         import torch
 
@@ -220,7 +223,7 @@ class _Layers:
                 "sd_model",
                 "The model is damaged.",
             )
-        if largest > min(torch.finfo(self._settings.precision).max, torch.finfo(self._settings.saving).max):
+        if largest > min(torch.finfo(self._settings.precision).max, torch.finfo(saving).max):
             raise UserError(
                 f"The merged weight of {layer} reaches {largest:g}, more than the number format of the result holds.",
                 "save_precision",
@@ -245,14 +248,15 @@ def _written_order(model: ModelFile, plan: Plan, target: Path) -> list[str]:
     return sorted(plan, key=first_key)
 
 
-def _notes(model: ModelFile, sources: Sequence[Source], target: Path, bare: bool) -> dict[str, str]:
+def _notes(model: ModelFile, sources: Sequence[Source], target: Path, settings: Settings) -> dict[str, str]:
     """Text entries for a single file."""
-    if bare:
+    if settings.bare:
         return {}
     from sd_scripts.tools.lora.notes import kind_from, spec_notes
 
     kind = {**kind_from(model.version), "v_param": model.stored.prediction == "v_prediction"}
-    return spec_notes(target, kind, [model.path, *(source.file.path for source in sources)], adapter=None)
+    notes = spec_notes(target, kind, [model.path, *(source.file.path for source in sources)], adapter=None)
+    return notes | ({"modelspec.usage_hint": settings.hint} if settings.hint else {})
 
 
 def _check_target(model: ModelFile, target: Path, settings: Settings) -> None:

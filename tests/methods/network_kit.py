@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
 from sd_scripts.families.base import Model
@@ -48,6 +49,20 @@ def attached(
     return made
 
 
+def pipeline(base: Model) -> StableDiffusionPipeline:
+    """diffusers' own program around a model of version 1 or 2."""
+    return StableDiffusionPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoders[0],
+        tokenizer=base.tokenizers[0],
+        unet=base.unet,
+        scheduler=DDIMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 def output(base: Model) -> Tensor:
     """The U-Net's output for fixed latents, steps and captions, through text encoder and U-Net."""
     generator = torch.Generator().manual_seed(0)
@@ -79,11 +94,16 @@ def train(base: Model, made: NetworkMethod, steps: int = 2) -> list[float]:
 
 
 def trained_file(
-    path: Path, steps: int = 2, dtype: torch.dtype | None = None, version: str = "sd1", **options: Any
+    path: Path,
+    steps: int = 2,
+    dtype: torch.dtype | None = None,
+    version: str = "sd1",
+    shallow: bool | None = None,
+    **options: Any,
 ) -> tuple[Model, Path]:
     """A small model with a trained network in it, and the network's file."""
     torch.manual_seed(0)
-    base = model(version)
+    base = model(version, shallow)
     made = attached(base, **options)
     train(base, made, steps)
     made.save(path, dtype, {"ss_v2": "False"})

@@ -6,24 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
-from network_kit import FAMILY, attached, model, output, trained_file
+from network_kit import FAMILY, attached, model, output, pipeline, trained_file
 
-from sd_scripts.families.base import Model
 from sd_scripts.schema.model import ModelOptions
-
-
-def pipeline(base: Model) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoders[0],
-        tokenizer=base.tokenizers[0],
-        unet=base.unet,
-        scheduler=DDIMScheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
 
 
 @pytest.mark.parametrize("convolutions", [False, True])

@@ -62,7 +62,7 @@ def test_the_page_tells_what_the_file_holds(kind: str, settings: dict[str, Any],
     assert told == (trained, in_file)
 
 
-@pytest.mark.parametrize("kind", ["Kohya LoCon", "LyCORIS/LoKr"])
+@pytest.mark.parametrize("kind", ["Kohya LoCon", pytest.param("LyCORIS/LoKr", marks=pytest.mark.slow)])
 def test_sdxl(kind: str, shallow_sdxl: Path) -> None:
     logging.getLogger("LyCORIS").setLevel(logging.ERROR)
     told, trained, in_file = told_and_written(kind, CONV, shallow_sdxl, "sdxl")

@@ -195,6 +195,24 @@ def test_dropouts(case: str) -> None:
     torch.testing.assert_close(layer(x), whole)
 
 
+def test_loha_keeps_no_weight_for_the_backward_pass() -> None:
+    layer = nn.Linear(64, 64).requires_grad_(False)
+    module = LoHaModule("x", layer, 7, 1.0)
+    nn.init.normal_(module.hada_w2_a)
+    module.apply_to()
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(torch.randn(100, 64, requires_grad=True))
+    large = [tensor for tensor in kept if tensor.shape == (64, 64)]
+    assert all(tensor.data_ptr() == layer.weight.data_ptr() for tensor in large)
+    assert len(kept) > 4
+
+
 @pytest.mark.parametrize(
     ("size", "factor", "wanted"),
     [

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from gui_bench import Bench
-from weights_kit import lora, write
+from weights_kit import lora, model, write
 
 from kohya_gui.jobs import JobStore
 from kohya_gui.localization import load
@@ -169,6 +169,23 @@ def test_every_panel_answers_a_look_at_its_empty_form(page: UtilitiesTab) -> Non
         dry = ask(page, name, "dry")
         assert "k-say-error" in dry["result"], name
     assert isinstance(page.services.jobs, JobStore)
+
+
+def test_fields_for_sdxl_appear_with_a_model_of_that_kind(page: UtilitiesTab, tmp_path: Path) -> None:
+    only = {"load_tuned_model_to", "load_original_model_to"}
+    one, xl = model(tmp_path / "one.safetensors"), model(tmp_path / "xl.safetensors", "sdxl")
+    for contents, away in (
+        ({}, only), ({"model_tuned": str(one)}, only), ({"model_tuned": str(xl)}, set()),
+        ({"model_tuned": "/etc/passwd", "model_family": "sdxl"}, set()),
+        ({"model_tuned": str(xl), "model_family": "sd1"}, only),
+    ):  # fmt: skip
+        looked = ask(page, "extract_lora", "look", contents)["fields"]
+        assert only & set(looked["off"]) == away, contents
+        assert set(looked["notes"]) <= {"model_tuned"}
+    assert (
+        "Stable Diffusion XL"
+        in ask(page, "extract_lora", "look", {"model_tuned": str(xl)})["fields"]["notes"]["model_tuned"]["text"]
+    )
 
 
 def test_the_browse_dialog_offers_names_for_what_is_written(page: UtilitiesTab, tmp_path: Path) -> None:

@@ -228,15 +228,15 @@ def test_a_file_does_what_was_trained(kind: str, dtype: torch.dtype | None, tmp_
     other, weights = create_network_from_weights(1.0, path, None, nn.Sequential(CLIPAttention()), None)
     other.backup_weights()
     other.merge_to(None, None, weights)
-    by_tools = [
-        changed({key.split(".", 1)[1]: value for key, value in in_file.items() if key.startswith(lora.lora_name)},
-                weight, None, 1.0)[0]
-        for lora, weight in zip(made.loras, base)
-    ]  # fmt: skip
-    for own, here, merged, tool in zip(wanted, weights_now(again), other.loras, by_tools):
+    halves = [weight + lora.delta(0.5) for weight, lora in zip(base, made.loras)]
+    for lora, weight, own, half, here, merged in zip(
+        made.loras, base, wanted, halves, weights_now(again), other.loras, strict=True
+    ):
         torch.testing.assert_close(here, own, **close)
         torch.testing.assert_close(merged.org_module.weight.detach(), own, **close)
-        torch.testing.assert_close(tool, own, **close)
+        tensors = {key.split(".", 1)[1]: value for key, value in in_file.items() if key.startswith(lora.lora_name)}
+        for multiplier, by_tools in ((0.0, weight), (0.5, half), (1.0, own)):
+            torch.testing.assert_close(changed(tensors, weight, None, multiplier)[0], by_tools, **close)
     other.restore_weights()
     for weight, lora in zip(base, other.loras):
         assert torch.equal(lora.org_module.weight, weight)

@@ -142,6 +142,7 @@ def write_file(
     around = {"epoch": model.origin.epoch + counts[0], "global_step": model.origin.step + counts[1]}
     account = _Account(model.files, len(weights), progress)
     _write(path, weights, dtype, unchanged, account, metadata, around)
+    account.end()
     return len(weights)
 
 
@@ -170,7 +171,9 @@ def write_tensors(
         OSError: the disk refuses.
         UserError: a weight is too large for fp16.
     """
-    _write(path, weights, dtype, unchanged, _Account(files, len(weights), progress), metadata, {})
+    account = _Account(files, len(weights), progress)
+    _write(path, weights, dtype, unchanged, account, metadata, {})
+    account.end()
 
 
 def write_folder(
@@ -207,6 +210,7 @@ def write_folder(
         for name, weights in parts.items():
             path = aside / name / layout.weight_file(name, safetensors=safetensors)
             _write(path, weights, dtype, (), account, {"format": "pt"}, None)
+        account.end()
         if finish is not None:
             finish(aside)
     return account.of
@@ -229,6 +233,12 @@ class _Account:
         if self._progress is not None:
             self._progress(self._done, self.of)
         self._done += 1
+
+    def end(self) -> None:
+        """All are written."""
+        self._files.forget()
+        if self._progress is not None:
+            self._progress(self.of, self.of)
 
 
 def require_room(name: str, value: Tensor) -> None:

@@ -19,6 +19,7 @@ _KEPT = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "c
 # what the VAE's own training left behind
 _LEFT_OUT = ("first_stage_model.loss.", "first_stage_model.model_ema.")
 _VERSIONS = ("sd1", "sd2", "sdxl", "sdxl_refiner")
+_HASHES = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash")  # of the file as it was
 _NAMED = 5
 
 
@@ -69,7 +70,7 @@ def work(options: PruneModelOptions) -> None:
                 torch.float16 if options.half else None,
                 files=files,
                 unchanged=unchanged,
-                metadata=files.opened[0].metadata,
+                metadata={key: text for key, text in files.opened[0].metadata.items() if key not in _HASHES},
                 progress=Ticker("weights").at,
             )
     finally:

@@ -147,6 +147,8 @@ def test_a_model_over_itself_and_its_job(tiny_sd1_file: Path, tmp_path: Path) ->
     assert all(value.dtype != torch.float32 for value in load_file(path).values())
     events = [json.loads(line) for line in (job / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [event["kind"] for event in events if event["kind"] != "phase"] == ["start", "save", "end"]
+    phases = [(event["done"], event["of"]) for event in events if event["kind"] == "phase"]
+    assert phases[-1][0] == phases[-1][1] > 1000
     assert events[-1]["written"] == 1 and str(path) in events[-1]["reason"]
     assert (job / "kept" / "000000.safetensors").read_bytes() == tiny_sd1_file.read_bytes()
     folder, second = tmp_path / "folder", tmp_path / "second"

@@ -66,15 +66,13 @@ LORA_TYPES: dict[str, LoraType] = {
     "LyCORIS/LoHa": _lycoris("loha", _DROP + _SPLIT),
     "LyCORIS/LoKr": _lycoris("lokr", _DROP + _SPLIT + _same("factor", "use_cp", "decompose_both")),
     "LyCORIS/GLoRA": _lycoris("glora", _DROP + _same("rank_dropout_scale", "train_norm")),
-    "LyCORIS/iA3": replace(
-        _lycoris("ia3", _same("train_on_input")), rank=False, dropout=False, max_norm=False, weights=False
-    ),
-    "LyCORIS/Diag-OFT": replace(_lycoris("diag-oft", _DROP + _TURN + _same("use_scalar")), max_norm=False),
-    "LyCORIS/BOFT": replace(_lycoris("boft", _DROP + _TURN), max_norm=False),
+    "LyCORIS/iA3": replace(_lycoris("ia3", _same("train_on_input")), rank=False, dropout=False, max_norm=False),
+    "LyCORIS/Diag-OFT": _lycoris("diag-oft", _DROP + _TURN + _same("use_scalar")),
+    "LyCORIS/BOFT": _lycoris("boft", _DROP + _TURN),
     "LyCORIS/DyLoRA": _lycoris("dylora", _DROP + _same("use_tucker", "train_norm") + (("unit", "block_size"),)),
     "LyCORIS/Native Fine-Tuning": replace(
         _lycoris("full", _DROP + _same("rank_dropout_scale", "use_tucker", "use_scalar", "train_norm"), conv=False),
-        rank=False, max_norm=False, weights=False,
+        rank=False, max_norm=False,
     ),
     "Custom": LoraType(None),
 }  # fmt: skip

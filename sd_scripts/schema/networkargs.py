@@ -1,10 +1,8 @@
 """Settings of the network that have a field of their own on the page and travel inside --network_args."""
 
 from .loratypes import LORA_TYPES, Offers
+from .lycoris import PRESETS
 from .option import option, section
-
-PRESETS = ("attn-mlp", "attn-only", "full", "full-lin", "unet-transformer-only", "unet-convblock-only")
-
 
 START_WEIGHTS = ("default", "pissa")
 

@@ -151,6 +151,12 @@ MORE_SHOWN = {
     ("module_dropout", "LyCORIS/LoKr"): _TAKES_IT,
     ("module_dropout", "LyCORIS/DyLoRA"): _TAKES_IT,
     ("use_tucker", "LyCORIS/LoKr"): "use_cp is its older name",
+    ("scale_weight_norms", "LyCORIS/Diag-OFT"): _TAKES_IT,
+    **{
+        (key, f"LyCORIS/{name}"): "its files can be read here"
+        for key in ("lora_network_weights", "dim_from_weights")
+        for name in ("iA3", "Native Fine-Tuning")
+    },
 }
 
 

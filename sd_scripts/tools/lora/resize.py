@@ -92,9 +92,7 @@ def _checked(options: ToolResizeLoraOptions) -> Ranks:
     """Raises UserError for a dynamic method without its number, or with an impossible one."""
     method, param = options.dynamic_method, options.dynamic_param
     if method is None and param is not None:
-        raise UserError(
-            "dynamic_param is given without a dynamic method.", "dynamic_method", "Give --dynamic_method, too."
-        )
+        say("note: dynamic_param does nothing without a dynamic_method")
     if method is not None:
         least, most = (_LEAST_RATIO, math.inf) if method == "sv_ratio" else (0.0, 1.0)
         if param is None or not (least <= param <= most and param > 0):
@@ -212,7 +210,9 @@ def _notes(file: NetworkFile, done: list[Resized], ranks: Ranks) -> dict[str, st
     else:
         conv = f" (conv: {ranks.conv})" if ranks.conv != ranks.linear else ""
         comment = f"dimension is resized from {old} to {ranks.linear}{conv}; "
-        alphas = {result.alpha for result in done if not result.conv and result.rank == ranks.linear}
+        linear = [result for result in done if not result.conv] or done
+        # a module of nothing, or too small for the rank, has another one
+        alphas = {result.alpha for result in linear if result.rank == ranks.linear}
         alpha = str(alphas.pop()) if len(alphas) == 1 else DYNAMIC
         metadata |= {"ss_network_dim": str(ranks.linear), "ss_network_alpha": alpha}
     metadata["ss_training_comment"] = comment + metadata.get("ss_training_comment", "")

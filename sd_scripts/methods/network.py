@@ -97,6 +97,8 @@ class NetworkMethod(Method):
     @property
     def trains_text_encoder(self) -> bool:
         """Whether the text encoder's part of the network is trained."""
+        if not getattr(self._code, "HAS_TEXT_ENCODERS", True):
+            return False
         rates = self.optimizer.text_encoder_lr or [self.optimizer.learning_rate]
         return not self.options.network_train_unet_only and any(rate != 0 for rate in rates)
 

@@ -21,6 +21,7 @@ from sd_scripts.networks.arguments import given_weights, switch
 from sd_scripts.networks.change_module import ChangeModule, MadeTwice, conv_settings
 from sd_scripts.networks.change_network import ChangeNetwork, Settings, modules_in, read_settings
 from sd_scripts.networks.lora import is_sdxl
+from sd_scripts.networks.norms import product_norm
 from sd_scripts.schema.errors import UserError
 
 NAME = "networks.loha"
@@ -85,18 +86,28 @@ class LoHaModule(ChangeModule):
         return MadeTwice.apply(x, self._made, conv_settings(self.org_module), *self._factors())
 
     def _as_lora(self, x: Tensor) -> Tensor:
-        """The same through a LoRA of rank * rank, which is quicker while that is small.
-
-        An element of the product of two sums over ranks is one sum over all pairs of them.
-        """
-        out_1, in_1, out_2, in_2 = self._factors()
-        down = (in_1[:, None] * in_2[None]).flatten(0, 1).to(x.dtype)
-        up = (out_1[:, :, None] * out_2[:, None]).flatten(1).to(x.dtype)
+        """The same through a LoRA of rank * rank, which is quicker while that is small."""
+        down, up = (matrix.to(x.dtype) for matrix in self._pairs())
         settings = conv_settings(self.org_module)
         if settings is None:
             return F.linear(F.linear(x, down), up)
         inner = F.conv2d(x, down.view(-1, *self.org_module.weight.shape[1:]), None, *settings)
         return torch.matmul(up, inner.flatten(2)).view(x.shape[0], -1, *inner.shape[2:])
+
+    def _pairs(self) -> tuple[Tensor, Tensor]:
+        """down [rank * rank, in] and up [out, rank * rank] of a LoRA that is the same.
+
+        An element of the product of two sums over ranks is one sum over all pairs of them.
+        """
+        out_1, in_1, out_2, in_2 = self._factors()
+        return (in_1[:, None] * in_2[None]).flatten(0, 1), (out_1[:, :, None] * out_2[:, None]).flatten(1)
+
+    def squared_norm(self) -> Tensor:
+        """The squared Frobenius norm of the weight's change at multiplier 1."""
+        if self.decomposed or self.lora_dim**2 > min(self.hada_w1_a.shape[0], self.hada_w1_b.shape[1]):
+            return super().squared_norm()
+        down, up = self._pairs()
+        return product_norm(up, down) * self.scale**2
 
     def delta(self, multiplier: float | Tensor | None = None) -> Tensor:
         """What the module adds to the layer's weight, in float32 and in its shape."""

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 NAME = "networks.oft"
 KNOWN = ("enable_all_linear", "enable_conv")
 PREFIX = "oft_unet"
+# Read by the trainer, which then leaves the text encoders as they are in memory.
+HAS_TEXT_ENCODERS = False
 ATTENTION = ("CrossAttention",)
 BLOCKS = "oft_blocks"
 

@@ -53,6 +53,7 @@ def test_groups_and_their_rates(bases: Bases, kind: str) -> None:
     with bases.network("sdxl", rate=1e-3, rates=rates, **options(kind)) as made:
         assert group_names(made) == (three[2:] if kind == "oft" else three)
         assert made.may_leave_out == (kind == "dylora")
+        assert made.trains_text_encoder == (kind != "oft")
     if kind == "oft":
         return
     faster = {"lora_fa": "lora_up", "dylora": "lora_up_ranks", "loha": "hada_w2_a", "lokr": "lokr_w1"}[kind]

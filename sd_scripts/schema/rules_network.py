@@ -1,5 +1,7 @@
 """Rules over the network: its kind, its size, and settings that do not go together."""
 
+import math
+
 from .finding import Finding, Rule, Values, error, rule, warning
 
 _OTHER_MODELS = (
@@ -60,7 +62,16 @@ def strong_alpha(values: Values) -> Finding | None:
     if values["network_module"] == "networks.oft":
         # there alpha is how far the blocks may turn
         return None
-    if rank and alpha > rank:
+    if not rank or values.get("dim_from_weights"):
+        return None
+    root = math.sqrt(rank)
+    if values.get("rs_lora") and alpha > root:
+        return warning(
+            "network_alpha",
+            f"With rsLoRA, alpha {alpha:g} at rank {rank} makes the network learn {alpha / root:.3g} times as fast.",
+            f"Alpha {root:.3g} or half of it is as strong as the usual ones without rsLoRA.",
+        )
+    if alpha > rank:
         return warning(
             "network_alpha",
             f"Alpha {alpha:g} above rank {rank} makes the network learn {alpha / rank:g} times as fast.",

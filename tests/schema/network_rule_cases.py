@@ -203,6 +203,13 @@ CASES: list[tuple[Any, str, str | None, Values, Values]] = [
         {"sdxl": True, "up_lr_weight": ",".join("1" * 9)},
     ),
     (
+        rules_network.strong_alpha,
+        "warning",
+        "network_alpha",
+        {"network_dim": 16, "network_alpha": 8.0, "rs_lora": True},
+        {"network_dim": 16, "network_alpha": 4.0, "rs_lora": True},
+    ),
+    (
         rules_network.middle_rates,
         "warning",
         "mid_lr_weight",

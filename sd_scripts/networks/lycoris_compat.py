@@ -95,7 +95,7 @@ def create_network_from_weights(
     Raises:
         UserError: the file does not fit the models.
     """
-    settings = read_settings(arguments)
+    settings = read_settings({"dropout": arguments.get("neuron_dropout"), **arguments})
     weights = read_weights(file) if weights_sd is None else weights_sd
     with _guarded({}):
         network = network_class()(None, nn.Module(), multiplier=multiplier, warn_on_unmatched=False)

@@ -14,7 +14,7 @@ from sd_scripts.networks.changes import Misfit, changed, kind_of
 from sd_scripts.networks.lycoris_kinds import classes
 from sd_scripts.networks.lycoris_modules import Mended, for_a_file
 from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.lycoris import Settings
+from sd_scripts.schema.lycoris import Settings, bypassable
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,9 @@ def made_like(
     try:
         kind = kind_in(tensors)
         if not kind:
-            raise Misfit("is of no known kind")
+            raise Misfit("it is of no known kind")
+        if settings["bypass_mode"] and not bypassable(kind, "dora_scale" in tensors):
+            raise Misfit(f"bypass_mode would do something else than this file of {kind}; switch it off")
         kind_class = "DyLoraModule" if kind == "lora" and settings.algo == "dylora" else _CLASS_OF[kind]
         made = classes()[kind_class](name, layer, **_shape(kind, layer, tensors, settings))
         if kind == "lokr":

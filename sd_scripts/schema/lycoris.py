@@ -141,6 +141,11 @@ def read_settings(arguments: Mapping[str, Any]) -> Settings:
     return Settings(algo, str(arguments.get("preset") or "full"), values, frozenset(given), unknown)
 
 
+def bypassable(algo: str, decomposed: bool) -> bool:
+    """Whether adding to the outputs does the same as adding to the weights."""
+    return algo in _SWITCHES["bypass_mode"] and not decomposed
+
+
 def refusal(settings: Settings, rank: int | None) -> tuple[str, str, str] | None:
     """Why these settings cannot be trained: the setting, the sentence and the way out; None where they can."""
     algo, values = settings.algo, settings.values
@@ -194,6 +199,8 @@ def remarks(settings: Settings, dropout: float | None) -> list[tuple[str, str]]:
         )
     if values["use_tucker"] and algo in _LOW_RANK and settings.preset in PRESETS_WITHOUT_CONVOLUTIONS:
         found.append(("use_tucker", f"The preset {settings.preset} trains no convolution that Tucker could split."))
+    if values["conv_dim"] and settings.preset in PRESETS_WITHOUT_CONVOLUTIONS and "conv_dim" not in settings.ignored:
+        found.append(("conv_dim", f"The preset {settings.preset} trains no convolution larger than 1x1."))
     if settings.preset == "ia3" and algo != "ia3":
         found.append(("preset", f"The preset ia3 is made for the algorithm ia3, not for {algo}."))
     if algo == "tlora":

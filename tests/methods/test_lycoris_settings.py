@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sd_scripts.models.fp8 import store_in_fp8
+from sd_scripts.models.view import text_view
 from sd_scripts.networks.changes import changed
 from sd_scripts.networks.lycoris_files import by_module
 from sd_scripts.networks.lycoris_network import layers
@@ -331,6 +332,14 @@ def test_a_model_in_8_bits_trains_and_comes_back(tmp_path: Path) -> None:
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-6)
 
 
+def test_a_file_of_dora_is_not_bypassed(tmp_path: Path) -> None:
+    run_and_save(tmp_path / "x.safetensors", "loha", {"dora_wd": "True"})
+    toy = Toy()
+    modules = (load_plugin(NAME), NAME, [toy.text], toy.unet)
+    with pytest.raises(UserError, match="bypass_mode would do something else"):
+        Plugin.from_weights(*modules, tmp_path / "x.safetensors", arguments={"bypass_mode": "True"})
+
+
 def test_what_does_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
     made(Toy(), "diag-oft", {"use_tucker": "True", "dora_wd": "1", "factr": "4", "train_norm": "no"})
     said = " ".join(record.getMessage() for record in caplog.records)
@@ -355,3 +364,28 @@ def test_a_preset_of_ones_own(tmp_path: Path) -> None:
     path.write_text("unet_target_name = 5", encoding="utf-8")
     with pytest.raises(UserError, match="unet_target_name is no list of names"):
         made(Toy(), "loha", {"preset": str(path)})
+
+
+def test_two_text_encoders_have_names_and_rates_of_their_own() -> None:
+    toy = Toy()
+    encoders = [text_view(nn.Sequential(CLIPMLP())) for _ in range(2)]
+    plugin = Plugin.create(
+        load_plugin(NAME), NAME, encoders, toy.unet, dim=2, alpha=1.0, dropout=None,
+        arguments={"algo": "locon", "loraplus_lr_ratio": "4", "loraplus_unet_lr_ratio": "2"},
+    )  # fmt: skip
+    plugin.apply(True, True)
+    names = {lora.lora_name.partition("_text_model_")[0] for lora in plugin.module.text_encoder_loras}
+    assert names == {"lora_te1", "lora_te2"}
+    groups = {group.name: group.lr for group in plugin.parameter_groups(3e-4, [1e-4, 2e-4], 1e-3)}
+    assert groups == pytest.approx(
+        {
+            "textencoder1": 1e-4,
+            "textencoder1 plus": 4e-4,
+            "textencoder2": 2e-4,
+            "textencoder2 plus": 8e-4,
+            "unet": 3e-4,
+            "unet plus": 6e-4,
+        }
+    )
+    assert [group.name for group in plugin.parameter_groups(0.0, [1e-4], 1e-3)] == ["textencoder", "textencoder plus"]
+    assert not any(p.requires_grad for lora in plugin.module.unet_loras for p in lora.parameters())

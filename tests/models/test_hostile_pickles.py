@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sd_scripts.finetune import blip
+from sd_scripts.models.modules import open_model
 from sd_scripts.models.weights import open_weights, read_pickle
 from sd_scripts.networks.base import read_weights
 from sd_scripts.networks.embedding_file import _read as read_embedding
@@ -37,6 +38,7 @@ def _state_weights(path: Path) -> object:
 
 READERS: dict[str, Callable[[Path], object]] = {
     "model": read_pickle,
+    "layers of a model": open_model,
     "opened model": lambda path: open_weights(path).below(""),
     "network": read_weights,
     "embedding": read_embedding,

@@ -230,6 +230,14 @@ def test_sizes_are_split_as_lycoris_splits_them(size: int, factor: int, wanted: 
     assert split(size, factor) == wanted
 
 
+@pytest.mark.parametrize(("case", "scale"), [("lokr whole", 1.0), ("lokr", 5.0), ("loha", 1.25)])
+def test_the_alpha_of_a_file_counts_where_there_is_a_rank(case: str, scale: float) -> None:
+    module, layer, x = made(case)
+    module.load_state_dict({**module.state_dict(), "alpha": torch.tensor(5.0)})
+    assert module.scale == scale
+    torch.testing.assert_close(layer(x), by_the_file(module, layer, x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("case", ["loha", "lokr", "lokr both", "loha tucker"])
 def test_a_module_grows_no_further_than_its_limit(case: str) -> None:
     module, _, _ = made(case)

@@ -115,7 +115,9 @@ class PrincipalStart(LoRAModule):
         down, up = (state_dict.get(f"{prefix}lora_{part}.weight") for part in ("down", "up"))
         if down is not None and up is not None and prefix + "start_down" not in state_dict:
             rank = self.lora_dim
-            down, up = down.reshape(-1, *self.lora_down.weight.shape[1:]), up.reshape(-1, down.shape[0], *self._tail)
+            # In float32 also from 16 bits, where the sum would swallow what was learned.
+            down = down.float().reshape(-1, *self.lora_down.weight.shape[1:])
+            up = up.float().reshape(-1, down.shape[0], *self._tail)
             state_dict[prefix + "start_up"] = up[:, rank:]
             state_dict[prefix + "start_down"] = down[:rank] - down[rank:]
             state_dict[prefix + "lora_up.weight"] = up[:, :rank] + up[:, rank:]

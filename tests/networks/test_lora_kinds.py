@@ -235,6 +235,7 @@ def test_a_file_does_what_was_trained(kind: str, dtype: torch.dtype | None, tmp_
         torch.testing.assert_close(here, own, **close)
         torch.testing.assert_close(merged.org_module.weight.detach(), own, **close)
         tensors = {key.split(".", 1)[1]: value for key, value in in_file.items() if key.startswith(lora.lora_name)}
+        torch.testing.assert_close(here, changed(tensors, weight, None, 1.0)[0], rtol=0, atol=2e-6)
         for multiplier, by_tools in ((0.0, weight), (0.5, half), (1.0, own)):
             torch.testing.assert_close(changed(tensors, weight, None, multiplier)[0], by_tools, **close)
     other.restore_weights()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sd_scripts.schema.errors import UserError
 from sd_scripts.tools.lora.device import computing_device, in_parallel
-from sd_scripts.tools.lora.svd import choose_rank, completed, decompose, decompose_product
+from sd_scripts.tools.lora.svd import choose_rank, completed, decompose, decompose_by, decompose_product
 
 VECTORS: dict[str, list[dict[str, Any]]] = json.loads(
     (Path(__file__).parent / "data" / "rank_choice.json").read_text(encoding="utf-8")
@@ -67,6 +67,16 @@ def test_exact_is_the_cut_decomposition(shape: tuple[int, int], kind: str) -> No
         assert factors.rank == min(rank, *shape)
         assert float((product(factors) - wanted).norm()) <= 1e-5 * float(wanted.norm())
         assert torch.allclose(factors.values.double(), values[:rank], rtol=1e-4, atol=1e-7 * float(values[0]))
+
+
+def test_the_rank_is_chosen_by_all_singular_values() -> None:
+    for matrix in (made(30, 20, "slow").float(), made(20, 30, "slow").float()):
+        known = torch.linalg.svdvals(matrix)
+        seen: list[Tensor] = []
+        found = decompose_by(matrix, lambda values, seen=seen: seen.append(values) or 4)  # type: ignore[misc]
+        assert torch.allclose(seen[0].float(), known, rtol=1e-4)
+        assert torch.equal(found.up, decompose(matrix, 4).up) and found.rank == 4
+        assert decompose_by(matrix, lambda _: 0).rank == 0
 
 
 def test_small_matrices_and_full_rank_are_exact() -> None:

@@ -20,7 +20,7 @@ from sd_scripts.tools.lora.extract import model_kind, save
 from sd_scripts.tools.lora.extract_models import Loading, Pair, nothing_differs, open_pair
 from sd_scripts.tools.lora.merge import ENDINGS
 from sd_scripts.tools.lora.notes import same, spec_notes
-from sd_scripts.tools.lora.svd import Factors, decompose
+from sd_scripts.tools.lora.svd import Factors, decompose, decompose_by
 from sd_scripts.training.metadata import base_model_version
 
 SAVED = torch.float16  # LyCORIS writes these files in half precision only
@@ -152,12 +152,16 @@ def _amount(options: ExtractLoconOptions, large: bool) -> Amount:
 def _cut(change: Tensor, amount: Amount, exact: bool) -> Factors | None:
     """The change [out, in, ...] at the rank wanted; None where two factors would take no less room than the whole."""
     matrix = change.flatten(1)
-    whole = None if amount.mode == "fixed" else decompose(matrix, min(matrix.shape), exact=True)
-    wanted = int(amount.number) if whole is None else amount.rank(whole.values)
-    rank = max(1, min(wanted, *change.shape[:2]))
-    if 2 * rank >= change.shape[0]:
-        return None
-    return decompose(matrix, rank, exact=exact) if whole is None else whole.cut(rank)
+
+    def allowed(wanted: int) -> int:
+        rank = max(1, min(wanted, *change.shape[:2]))
+        return 0 if 2 * rank >= change.shape[0] else rank
+
+    if amount.mode == "fixed":
+        rank = allowed(int(amount.number))
+        return decompose(matrix, rank, exact=exact) if rank else None
+    found = decompose_by(matrix, lambda values: allowed(amount.rank(values)))
+    return found if found.rank else None
 
 
 def tucker(down: Tensor, exact: bool) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ them orthonormal every time, and decompose what is left of the matrix on that sm
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 
@@ -79,11 +80,26 @@ def decompose(matrix: Tensor, rank: int, *, exact: bool = False, seed: int = 0, 
         return Factors(work.new_zeros(len(work), rank), work.new_zeros(rank, work.shape[1]), work.new_zeros(rank))
     vectors = oversampled(rank)
     if exact or short <= _SMALL or 2 * vectors >= short:
-        found = _exactly(work.double(), rank)
+        found = _exactly(work.double(), lambda _: rank)
     else:
         basis = _range(work, vectors, seed)
         found = _on_basis(work, basis, rank)
-    return Factors(*(part.to(work.dtype) for part in (found.up, found.down, found.values)))
+    return _cast(found, work.dtype)
+
+
+def decompose_by(matrix: Tensor, choose: Callable[[Tensor], int], *, name: str = "The matrix") -> Factors:
+    """As an exact `decompose`, at the rank that `choose` says of all singular values, largest first; 0 is allowed.
+
+    Raises:
+        UserError: a value is not finite.
+    """
+    work = matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.float()
+    require_finite(work, name)
+    return _cast(_exactly(work.double(), choose), work.dtype)
+
+
+def _cast(found: Factors, kind: torch.dtype) -> Factors:
+    return Factors(found.up.to(kind), found.down.to(kind), found.values.to(kind))
 
 
 def require_finite(matrix: Tensor, name: str) -> float:
@@ -120,7 +136,7 @@ def decompose_product(up: Tensor, down: Tensor, rank: int | None = None, *, name
     turned, values, back = torch.linalg.svd(upper @ lower.T, full_matrices=False)
     rank = len(values) if rank is None else min(rank, len(values))
     found = Factors(left @ (turned[:, :rank] * values[:rank]), back[:rank] @ right.T, values[:rank])
-    return Factors(*(part.to(kind) for part in (found.up, found.down, found.values)))
+    return _cast(found, kind)
 
 
 def _range(matrix: Tensor, vectors: int, seed: int) -> Tensor:
@@ -137,22 +153,24 @@ def _range(matrix: Tensor, vectors: int, seed: int) -> Tensor:
 def _on_basis(matrix: Tensor, basis: Tensor, rank: int) -> Factors:
     """The decomposition of the part of the matrix that lies in the span of `basis` [out, vectors]."""
     part = basis.T @ matrix
-    turns = _directions(part.double(), rank).to(matrix.dtype)
+    _, turns = _directions(part.double())
+    turns = turns[:, :rank].to(matrix.dtype)
     return _factors(basis @ turns, turns.T @ part)
 
 
-def _exactly(matrix: Tensor, rank: int) -> Factors:
+def _exactly(matrix: Tensor, choose: Callable[[Tensor], int]) -> Factors:
     if matrix.shape[0] > matrix.shape[1]:
-        turned = _exactly(matrix.T, rank)
+        turned = _exactly(matrix.T, choose)
         return Factors(turned.down.T * turned.values, (turned.up / _divisors(turned.values)).T, turned.values)
-    turns = _directions(matrix, rank)
+    values, turns = _directions(matrix)
+    turns = turns[:, : choose(values)]
     return _factors(turns, turns.T @ matrix)
 
 
-def _directions(matrix: Tensor, rank: int) -> Tensor:
-    """[rows, rank] left singular vectors of a float64 matrix with few rows, largest first."""
-    _, vectors = torch.linalg.eigh(matrix @ matrix.T)
-    return vectors.flip(1)[:, :rank]
+def _directions(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """All singular values, and the left vectors [rows, rows], of a float64 matrix with few rows, largest first."""
+    squares, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    return squares.clamp(min=0).sqrt().flip(0), vectors.flip(1)
 
 
 def _factors(left: Tensor, scaled_right: Tensor) -> Factors:

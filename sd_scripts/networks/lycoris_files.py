@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,8 +82,12 @@ def load_module(lora: Mended, tensors: Mapping[str, Tensor], file: str | Path) -
             "network_weights",
             "Use the algo and the settings that the file was made with, or take them from it with dim_from_weights.",
         )
+    values = {key: value for key, value in tensors.items() if key != "scalar"}
+    if "alpha" in wanted and "alpha" not in values:
+        # without an alpha the rank counts; to OFT its absence means no limit
+        values["alpha"] = torch.tensor(0.0 if "oft_blocks" in values else float(cast(Any, lora).lora_dim))
     try:
-        lora.load_state_dict({key: value for key, value in tensors.items() if key != "scalar"}, strict=False)
+        lora.load_state_dict(values, strict=False)
     except RuntimeError as error:
         shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in tensors.items() if value.dim())
         raise UserError(

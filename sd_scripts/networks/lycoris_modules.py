@@ -61,7 +61,7 @@ class Mended(nn.Module):
     def follow_alpha(self) -> None:
         """Take the strength from the alpha that was loaded."""
         if hasattr(self, "scale") and hasattr(self, "lora_dim"):
-            self.scale = float(self.alpha) / self.lora_dim
+            self.scale = (float(self.alpha) or self.lora_dim) / self.lora_dim
 
     def _current_weight(self) -> Tensor:
         return wide(cast(Any, super())._current_weight())

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from lycoris_kit import CLIPMLP, NAME, Toy, X, made, trained
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sd_scripts.models.fp8 import store_in_fp8
@@ -24,7 +24,6 @@ from sd_scripts.schema.errors import UserError
 
 lycoris = pytest.importorskip("lycoris.kohya")
 
-NAME = "lycoris.kohya"
 # algo, its settings
 CASES: list[tuple[str, dict[str, str]]] = [
     ("locon", {}),
@@ -59,89 +58,9 @@ CASES: list[tuple[str, dict[str, str]]] = [
 BEYOND_LYCORIS = {4, 11, 14, 15, 16, 17}
 
 
-class Transformer2DModel(nn.Module):
-    """What a preset looks for in the U-Net."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(4, 16)
-        self.proj_in = nn.Conv2d(16, 16, 1)
-        self.to_q = nn.Linear(16, 32)
-        self.to_out = nn.Linear(32, 16, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)
-        return x + self.to_out(torch.tanh(self.to_q(y))).transpose(1, 2).view(x.shape)
-
-
-class ResnetBlock2D(nn.Module):
-    """The other thing that a preset looks for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(16, 16, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.tanh(self.conv(x))
-
-
-class CLIPMLP(nn.Module):
-    """And in a text encoder."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(16, 16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.fc1(x))
-
-
-class Toy(nn.Module):
-    """A U-Net and a text encoder in one; always the same."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            self.unet = nn.Sequential(ResnetBlock2D(), Transformer2DModel())
-            self.text = nn.Sequential(CLIPMLP())
-            for norm in (module for module in self.modules() if isinstance(module, nn.GroupNorm)):
-                nn.init.normal_(norm.weight)
-                nn.init.normal_(norm.bias)
-        self.requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.unet(x + self.text(x.mean((2, 3)))[:, :, None, None])
-
-
-X = torch.randn(3, 16, 4, 4, generator=torch.Generator().manual_seed(2))
-
-
 @pytest.fixture(autouse=True)
 def quiet() -> None:
     logging.getLogger("LyCORIS").setLevel(logging.ERROR)
-
-
-def made(toy: Toy, algo: str, settings: dict[str, str], dim: int = 2, **more: Any) -> Plugin:
-    """A network that is in the model."""
-    arguments = {"algo": algo, **settings}
-    plugin = Plugin.create(
-        load_plugin(NAME), NAME, [toy.text], toy.unet, dim=dim, alpha=3.0, dropout=None, arguments=arguments, **more
-    )
-    plugin.apply(True, True)
-    return plugin
-
-
-def trained(plugin: Plugin, run: Callable[[], Tensor], steps: int = 3) -> None:
-    """A few steps towards zero."""
-    groups = plugin.parameter_groups(None, None, 0.02)
-    optimizer = torch.optim.Adam([{"params": group.params, "lr": group.lr} for group in groups])
-    plugin.module.train()
-    for _ in range(steps):
-        plugin.call_if_there("on_step_start")
-        run().square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 def run_and_save(path: Path, algo: str, settings: dict[str, str]) -> tuple[Tensor, Tensor]:
@@ -389,3 +308,20 @@ def test_two_text_encoders_have_names_and_rates_of_their_own() -> None:
     )
     assert [group.name for group in plugin.parameter_groups(0.0, [1e-4], 1e-3)] == ["textencoder", "textencoder plus"]
     assert not any(p.requires_grad for lora in plugin.module.unet_loras for p in lora.parameters())
+
+
+def test_a_file_without_alpha_counts_its_rank(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    toy = Toy()
+    plugin = made(toy, "locon", {})
+    trained(plugin, lambda: toy(X))
+    plugin.save(path, None, None)
+    for lora in plugin.module.loras:
+        lora.scale = 1.0
+    plugin.module.eval()
+    save_file({key: value for key, value in load_file(path).items() if not key.endswith("alpha")}, path)
+    again = Toy()
+    plugin = made(again, "locon", {})
+    plugin.load(path)
+    plugin.module.eval()
+    torch.testing.assert_close(again(X), toy(X), rtol=1e-5, atol=1e-6)

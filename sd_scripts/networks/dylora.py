@@ -36,7 +36,7 @@ from sd_scripts.networks.lora_arguments import (
     read_rates,
 )
 from sd_scripts.networks.lora_files import refuse_other_kinds, sizes_in
-from sd_scripts.networks.lora_module import LoRAModule
+from sd_scripts.networks.lora_module import LoRAModule, stored_alpha
 from sd_scripts.networks.norms import limit_norms, product_norm
 from sd_scripts.schema.errors import UserError
 
@@ -146,8 +146,9 @@ class DyLoRAModule(LoRAModule):
                 value = value.reshape(own.shape)
             state_dict.update({f"{prefix}{name}_ranks.{key}": part for key, part in ranks.divided(value).items()})
         if present:
-            alpha = state_dict.setdefault(f"{prefix}alpha", torch.tensor(float(self.lora_dim)))
-            self.scale = float(alpha) / self.lora_dim
+            alpha = stored_alpha(state_dict.get(f"{prefix}alpha"), self.lora_dim)
+            state_dict[f"{prefix}alpha"] = torch.tensor(alpha)
+            self.scale = alpha / self.lora_dim
         nn.Module._load_from_state_dict(self, state_dict, prefix, *rest)
 
 

@@ -59,6 +59,11 @@ def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
     return torch.matmul(weight.flatten(1), x.flatten(2)).view(x.shape[0], -1, *x.shape[2:])
 
 
+def stored_alpha(alpha: Tensor | None, rank: int) -> float:
+    """The alpha that a file means: where it has none, or 0, the rank."""
+    return (0.0 if alpha is None else float(alpha)) or float(rank)
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype that a layer works in for this input: autocast's where it is on, else the input's own."""
     device = x.device.type
@@ -274,8 +279,7 @@ class LoRAModule(nn.Module):
         """Add a file's weights (`lora_down.weight`, `lora_up.weight`, `alpha`) to the layer for good."""
         weight = self.org_module.weight
         down, up = weights["lora_down.weight"], weights["lora_up.weight"]
-        alpha = weights.get("alpha")
-        scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
+        scale = stored_alpha(weights.get("alpha"), down.shape[0]) / down.shape[0]
         where = device or weight.device
         product = self._product(down.to(where), up.to(where), scale)
         merged = self._changed(weight.detach().to(where, torch.float32), product, weights)
@@ -294,7 +298,7 @@ class LoRAModule(nn.Module):
             self._backup = None
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Accept linear weights for a 1x1 convolution and the reverse, and a file without alpha."""
+        """Accept linear weights for a 1x1 convolution and the reverse, and a file without alpha or with 0."""
         present = False
         for name, own in (("lora_down.weight", self.lora_down.weight), ("lora_up.weight", self.lora_up.weight)):
             value = state_dict.get(prefix + name)
@@ -303,9 +307,11 @@ class LoRAModule(nn.Module):
             present = True
             if value.shape != own.shape and value.shape[:2] == own.shape[:2] and value.numel() == own.numel():
                 state_dict[prefix + name] = value.reshape(own.shape)
-        if present and prefix + "alpha" not in state_dict:
-            state_dict[prefix + "alpha"] = torch.tensor(float(self.lora_dim))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-        if prefix + "alpha" in state_dict:
+        name = f"{prefix}alpha"
+        if present or name in state_dict:
             # The file's alpha belongs to the file's weights; keeping our scale would change their effect.
-            self.scale = float(state_dict[prefix + "alpha"]) / self.lora_dim
+            alpha = stored_alpha(state_dict.get(name), self.lora_dim)
+            if name not in state_dict or not float(state_dict[name]):
+                state_dict[name] = torch.tensor(alpha)
+            self.scale = alpha / self.lora_dim
+        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -7,10 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sd_scripts.networks.changes import changed
 from sd_scripts.networks.dylora import DyLoRAModule, DyLoRANetwork
 from sd_scripts.networks.lora_arguments import LoRADrops, LoRARates, LoRASizes
+from sd_scripts.networks.lora_dora import DoRAModule
 from sd_scripts.networks.lora_fa import LoRAFAModule
 from sd_scripts.networks.lora_module import LoRAModule
+from sd_scripts.networks.lora_pissa import PrincipalStart
 from sd_scripts.networks.norms import limit_norms
 
 Layer = nn.Linear | nn.Conv2d
@@ -65,6 +68,26 @@ def test_a_step_of_dylora_uses_the_ranks_up_to_the_drawn_one_and_trains_only_its
             assert float(ranks.blocks[block].grad.abs().max()) > 0
         module.eval()
         torch.testing.assert_close(layer(given(layer)), by_hand(layer, state, 8, 2.0).float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [LoRAModule, LoRAFAModule, DyLoRAModule, PrincipalStart, DoRAModule])
+@pytest.mark.parametrize("alpha", [0.0, None])
+def test_without_an_alpha_a_file_means_its_rank(make: type[LoRAModule], alpha: float | None) -> None:
+    layer = layers()[0].requires_grad_(False)
+    module = DyLoRAModule("x", layer, 8, 2.0, 2) if make is DyLoRAModule else make("x", layer, 1.0, 8, 2.0)
+    torch.manual_seed(6)
+    ranks = module.file_rank
+    file = {"lora_down.weight": torch.randn(ranks, 10), "lora_up.weight": torch.randn(12, ranks)}
+    file |= {} if alpha is None else {"alpha": torch.tensor(alpha)}
+    if isinstance(module, DoRAModule):
+        file["dora_scale"] = torch.ones(12, 1)
+    wanted = changed(file, layer.weight, None, 1.0)[0]
+    module.load_state_dict(dict(file), strict=False)
+    torch.testing.assert_close(layer.weight + module.delta(), wanted, rtol=1e-4, atol=1e-5)
+    # What is saved again says it in words that every program reads alike.
+    assert float(module.file_tensors()["alpha"]) == ranks
+    module.merge_to(file)
+    torch.testing.assert_close(layer.weight, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_momentum_leaves_the_other_ranks_of_dylora_alone() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -13,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from sd_scripts.networks.base import read_weights
+from sd_scripts.networks.hashes import with_hashes
 from sd_scripts.networks.lora_optimizer import Groups, optimizer_groups, text_encoder_parts
 from sd_scripts.networks.lycoris_files import by_module, load_module, merge_into
 from sd_scripts.networks.lycoris_modules import for_a_file
 from sd_scripts.schema.errors import UserError
+from sd_scripts.tensorfile import write_weights
 
-logger = logging.getLogger(__name__)
+_EXACT = (".dora_scale", ".rescale")
 
 
 class Network(nn.Module):
@@ -82,10 +83,19 @@ class Network(nn.Module):
         more = f"; {left} modules of the file are not trained here" if left else ""
         return f"{len(fitting)} of {len(self.loras)} modules loaded{more}"
 
-    def save_weights(self, file: str, dtype: torch.dtype | None, metadata: dict[str, str] | None) -> None:
-        """Write the file in LyCORIS' form."""
+    def save_weights(self, file: str, dtype: torch.dtype | None, metadata: Mapping[str, str] | None) -> None:
+        """Write the file in LyCORIS' form, complete or not at all; safetensors files also get both hashes.
+
+        What stretches whole rows of the base model's weights stays as it is, and so does an alpha that is no round
+        number.
+        """
         with for_a_file(self.loras):
-            cast(Any, super()).save_weights(file, dtype, metadata)
+            held = {key: value.detach() for key, value in self.state_dict().items()}
+        tensors = {}
+        for key, value in held.items():
+            exact = key.endswith(_EXACT) or (key.endswith(".alpha") and dtype and value.to(dtype).float() != value)
+            tensors[key] = value if dtype is None or exact else value.to(dtype)
+        write_weights(file, tensors, None, metadata, finish=with_hashes)
 
     def merge_to(
         self, text_encoder: Any, unet: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype | None, device: Any

@@ -325,3 +325,19 @@ def test_a_file_without_alpha_counts_its_rank(tmp_path: Path) -> None:
     plugin.load(path)
     plugin.module.eval()
     torch.testing.assert_close(again(X), toy(X), rtol=1e-5, atol=1e-6)
+
+
+def test_what_stretches_whole_rows_is_never_rounded(tmp_path: Path) -> None:
+    toy = Toy()
+    plain = toy(X)
+    for algo, settings, name in (("lokr", {"dora_wd": "True"}, "dora_scale"), ("boft", {"rescaled": "1"}, "rescale")):
+        toy = Toy()
+        made(toy, algo, settings).save(tmp_path / "x.safetensors", torch.bfloat16, {"ss_v2": "False"})
+        held = load_file(tmp_path / "x.safetensors")
+        kept = {key.partition(".")[2] for key, value in held.items() if value.dtype == torch.float32}
+        assert kept == {name}
+        again = Toy()
+        plugin = made(again, algo, settings)
+        plugin.load(tmp_path / "x.safetensors")
+        plugin.module.eval()
+        torch.testing.assert_close(again(X), plain, rtol=1e-5, atol=1e-5)

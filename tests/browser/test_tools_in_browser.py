@@ -112,7 +112,11 @@ def test_tools_fit_on_a_narrow_screen(chromium: Browser, served: Served, width: 
         if tool:
             page.click(f"#utilities-{tool}-button")
         name = tool or "edit_metadata"
-        expect(page.locator(f"#tool_{name}-start")).to_be_visible()
+        start = page.locator(f"#tool_{name}-start")
+        expect(start).to_be_visible()
+        start.hover()
+        # white words on the colour of the theme, also under the mouse
+        expect(start).to_have_css("background-color", "rgb(67, 56, 202)")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
     visit.close()
     assert visit.errors == []

@@ -119,12 +119,23 @@ def resolved(tool: Tool, values: Mapping[str, Any], roots: Roots) -> dict[str, A
         hub = option.kind == "model" and key not in tool.models
         if value == option.default or (hub and _is_hub_name(str(value))):
             continue
+        if option.kind == "target" and key in tool.endings:
+            _refuse_folder(tool, key, str(value), made, roots)
         made[key] = str(roots.inside(with_ending(tool, key, str(value), made), key))
     return made
 
 
 def _hint(option: OptionField) -> str:
     return {"folder": "Choose a folder.", "target": "Say where to save."}.get(option.kind, "Choose a file.")
+
+
+def _refuse_folder(tool: Tool, key: str, text: str, values: Mapping[str, Any], roots: Roots) -> None:
+    """A folder is no name for a file: the file would come to stand beside it under its name."""
+    source = str(values.get(tool.follows) or "") if tool.follows else ""
+    if source and os.path.isdir(source):
+        return
+    if text.endswith(("/", "\\")) or os.path.isdir(roots.inside(text, key)):
+        raise UserError(f"{text} is a folder.", key, "Say where to save.")
 
 
 def with_ending(tool: Tool, key: str, text: str, values: Mapping[str, Any]) -> str:

@@ -111,7 +111,7 @@
     K.later(tab);
   };
   // a tool: its fields and buttons are one piece of HTML, and what it asks goes past Gradio's events
-  const benches = new Set();
+  const benches = new Set(), turns = {};
   K.bench = (tab, element, { html }) => {
     benches.add(tab);
     element.innerHTML = html; // made by our own Python
@@ -124,9 +124,11 @@
     while (!K.bridge.utilities) await pause();
     if (button) button.disabled = true;
     const asked = { ...data, form: tab, contents: K.values[tab] };
+    const turn = data.do === 'follow' ? turns[tab] : (turns[tab] = (turns[tab] ?? 0) + 1);
+    if (data.do !== 'follow') after(tab, 0, () => {}); // what a button says of the fields is newer than a look at them
     const answer = await K.bridge.utilities.server.act(asked).catch(() => null); // the page may have gone away
     if (button) button.disabled = false;
-    K.receive(answer?.form ?? tab, answer);
+    if (data.do !== 'look' || turn === turns[tab]) K.receive(answer?.form ?? tab, answer);
   };
   K.grid = (element) => fields(element, ...element.closest('.block').id.split('-grid-'));
   const fields = (element, tab, number) => {

@@ -143,7 +143,7 @@ class ToolForm:
         """What stands under the fields: mistakes in red; fields that do not apply are hidden."""
         said = [*found.mistakes, *([wrong] if wrong is not None else [])]
         notes = {
-            str(mistake.key): {"say": "error", "text": f"{mistake.message} {mistake.hint}".strip()}
+            str(mistake.key): {"say": "error", "text": self.services.words.error(mistake)}
             for mistake in reversed(said)
             if mistake.key in self.form.fields
         }

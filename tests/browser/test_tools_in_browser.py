@@ -46,8 +46,11 @@ def test_from_two_networks_to_a_verified_and_labelled_one(visit: Visit, networks
     expect(page.locator(f"#{form}-sd_model .k-in")).to_be_focused()
     fill(page, form, lora_a_model=str(networks / "cat.safetensors"), ratio_a="0.7")
     expect(page.locator(f"#{form}-lora_a_model .k-note")).to_have_text("LoRA for Stable Diffusion 1.x, rank 2, 23 kB")
+    fill(page, form, ratio_a="0.7")
     page.click(f"#{form}-start")
     expect(page.locator(f"#{form}-result")).to_contain_text("Save to is missing. Say where to save.")
+    page.wait_for_timeout(1200)  # the look that the last change asked for does not take the sentence away
+    expect(page.locator(f"#{form}-save_to .k-note")).to_have_text("Save to is missing. Say where to save.")
     fill(page, form, lora_b_model=str(networks / "style.safetensors"), ratio_b="0.4")
     fill(page, form, save_to=f"{networks.parent}/")
     page.click(f"#{form}-save_to .k-browse")

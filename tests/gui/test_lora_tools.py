@@ -297,6 +297,17 @@ def test_a_written_file_has_an_ending_of_weights(tmp_path: Path) -> None:
     assert tools.with_ending(merge, "save_to", "new", {"sd_model": str(folder)}) == "new"
 
 
+def test_a_folder_is_no_name_for_a_file(tmp_path: Path) -> None:
+    source = tmp_path / "cat.safetensors"
+    lora(source, "sd1")
+    for text in (str(tmp_path), f"{tmp_path}/new/"):
+        with pytest.raises(UserError, match="is a folder") as refused:
+            tools.resolved(tools.TOOLS["resize_lora"], {"model": str(source), "save_to": text}, Roots([tmp_path]))
+        assert refused.value.key == "save_to"
+    values = {"sd_model": str(tmp_path), "lora_a_model": str(source), "save_to": str(tmp_path / "new")}
+    assert tools.resolved(tools.TOOLS["merge_lora"], values, Roots([tmp_path]))["save_to"] == values["save_to"]
+
+
 def test_a_tool_waits_for_trainings_only_if_it_computes_on_the_gpu() -> None:
     values = {"model": "/l", "save_to": "/o"}
     assert job_plan.set_of("tool:resize_lora", {**values, "device": "cpu"}) == NONE

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import mmap
 import pickle
+import re
+import warnings
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -187,11 +189,13 @@ def read_pickle(path: Path, key: str | None = None) -> Any:
         UserError: it is damaged, or wants to run code.
     """
     try:
-        with torch.serialization.safe_globals(list(_HARMLESS)):
+        with torch.serialization.safe_globals(list(_HARMLESS)), warnings.catch_warnings():
+            # of pickles in newer forms, which are read or refused all the same
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} holds more than weights, and loading it could run foreign code ({_first_line(error)}).",
+            f"{path} holds more than weights, and loading it could run foreign code ({_refused(error)}).",
             key=key,
             hint="Convert it to .safetensors with a program you trust, or take a .safetensors version of the model.",
         ) from error
@@ -220,6 +224,12 @@ def count_of(content: Any, name: str) -> int:
     """A whole number that a pickle tells beside its tensors; 0 where it does not."""
     value = content.get(name) if isinstance(content, dict) else None
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _refused(error: pickle.UnpicklingError) -> str:
+    """What torch would not load. The rest of its text tells how to load it all the same."""
+    name = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it asks for {name[1]}" if name else "it is no plain pickle of tensors"
 
 
 def _first_line(error: Exception) -> str:

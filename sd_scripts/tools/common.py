@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -108,9 +108,7 @@ def guarded(work: Callable[[Sequence[str]], None], argv: Sequence[str] | None, p
     # bitsandbytes says on every CPU that a package of 4-bit kernels is missing, which nothing here uses.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     job_dir, arguments = job_dir_of(sys.argv[1:] if argv is None else argv)
-    if job_dir is not None:
-        _end_like_ctrl_c()
-    with report.to(job_dir, prog) if job_dir is not None else nullcontext():
+    with _ending_like_ctrl_c(), report.to(job_dir, prog) if job_dir is not None else nullcontext():
         try:
             code = _told(work, arguments, prog)
         except BaseException as error:
@@ -123,16 +121,24 @@ def guarded(work: Callable[[Sequence[str]], None], argv: Sequence[str] | None, p
     return code
 
 
-def _end_like_ctrl_c() -> None:
-    """Whoever watches the job ends it by SIGTERM: an interruption, so that nothing half-written stays."""
+@contextmanager
+def _ending_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM, by which jobs and systems end a script, is an interruption: nothing half-written stays."""
 
     def interrupt(number: int, frame: object) -> NoReturn:
         # asked again while what was begun is taken away
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        # None stands for a handler that was not set from Python
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def job_dir_of(argv: Sequence[str]) -> tuple[Path | None, list[str]]:

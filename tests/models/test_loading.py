@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import socket
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,12 @@ def test_a_pickle_with_code_in_it_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="could run foreign code") as caught:
         load(path)
     assert "safetensors" in caught.value.hint
+    assert "it asks for pathlib" in caught.value.message and "weights_only" not in caught.value.message
+    path.write_bytes(pickle.dumps({"state_dict": {"callback": Path("x")}}, protocol=4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserError, match="could run foreign code"):
+            load(path)
 
 
 def test_half_precision_and_variant_files(tiny_sd1: Path, tmp_path: Path) -> None:

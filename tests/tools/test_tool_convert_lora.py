@@ -146,12 +146,17 @@ def test_a_note_that_somebody_changed_does_not_count(tmp_path: Path, change: dic
     assert "sshs_model_hash" in notes(back)
 
 
-def test_number_formats(tmp_path: Path) -> None:
+def test_number_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.safetensors"
     save_file(some_network("sd1", False), path, {"sshs_model_hash": "0", "sshs_legacy_hash": "0"})
     half = convert(path, tmp_path / "b.safetensors", "kohya", "--save_precision", "bf16")
     assert {value.dtype for value in load_file(half).values()} == {torch.bfloat16}
     assert notes(half)["sshs_model_hash"] == with_hashes(load_file(half), {})["sshs_model_hash"]
+    save_file({name: value * 1e6 for name, value in some_network("sd1", False).items()}, path)
+    more = ("--to", "peft", "--save_precision", "fp16")
+    assert convert_lora.main(["--model", str(path), "--save_to", str(tmp_path / "c.safetensors"), *more]) == 2
+    assert "more than the number format fp16 holds. Choose bf16 or float." in capsys.readouterr().err
+    assert not list(tmp_path.glob("*c.*"))
 
 
 def test_lyco_kinds_are_renamed_where_there_is_a_name(tmp_path: Path) -> None:

@@ -212,6 +212,11 @@ def test_what_cannot_be_resized(tmp_path: Path, capsys: pytest.CaptureFixture[st
     broken["lora_unet_b.lora_up.weight"][0, 0] = math.nan
     save_file(broken, tmp_path / "broken.safetensors")
     assert "lora_unet_b holds values that are not finite" in refused(tmp_path / "broken.safetensors", target)
+    large = made(CASES["resize"][0]["recipe"])
+    large["lora_unet_b.lora_up.weight"] *= 1e6
+    save_file(large, tmp_path / "large.safetensors")
+    text = refused(tmp_path / "large.safetensors", target, "--save_precision", "fp16")
+    assert "lora_unet_b.lora_up.weight has values that are larger than fp16 holds. Choose bf16 or float." in text
     assert not target.exists()
 
 

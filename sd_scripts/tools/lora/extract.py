@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.tools_extract import ExtractLoraOptions
 from sd_scripts.tensorfile import write_weights
 from sd_scripts.tools.common import Ticker, say
@@ -147,6 +148,15 @@ def spread(ranks: Iterable[int]) -> str:
 
 
 def save(target: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, metadata: Mapping[str, str]) -> None:
-    """Write a network file with the hashes of its tensors, complete or not at all."""
+    """Write a network file with the hashes of its tensors, complete or not at all.
+
+    Raises:
+        UserError: a value is too large for the number format.
+    """
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value if dtype is None else value.to(dtype)).all()):
+            kind = "fp16" if torch.float16 in (dtype, value.dtype) else "the file"
+            hint = "" if dtype is None else "Choose bf16 or float."
+            raise UserError(f"{name} has values that are larger than {kind} holds.", "save_precision", hint)
     with report.writing(target):
         write_weights(target, tensors, dtype, metadata, finish=hashed)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sd_scripts.models.converting import WIDER, require_room
 from sd_scripts.networks.hashes import streamed_hashes
 from sd_scripts.networks.netfile import NetworkFile
 from sd_scripts.schema.errors import UserError
@@ -119,10 +120,13 @@ def renamed(file: NetworkFile, target: str, family: str = "auto", dtype: torch.d
 
 
 def made(file: NetworkFile, piece: Piece) -> Tensor:
-    """A tensor of the new file."""
+    """A tensor of the new file. Raises UserError for one that its number format cannot hold."""
     if not piece.module:
         return torch.full(piece.shape, piece.number, dtype=torch.float64).to(piece.dtype)
-    return file.tensors(piece.module)[piece.part].reshape(piece.shape).to(piece.dtype)
+    value = file.tensors(piece.module)[piece.part].reshape(piece.shape)
+    if piece.dtype == torch.float16 and value.dtype in WIDER:
+        require_room(f"{piece.module}.{piece.part}", value)
+    return value.to(piece.dtype)
 
 
 def _cast(piece: Piece, dtype: torch.dtype) -> Piece:

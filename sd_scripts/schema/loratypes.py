@@ -77,6 +77,19 @@ LORA_TYPES: dict[str, LoraType] = {
     "Custom": LoraType(None),
 }  # fmt: skip
 
+# What a network takes beside that: as written out by people who know it, or sent by forms with every kind.
+_CHOICE = ("exclude_patterns", "include_patterns", "network_reg_dims", "network_reg_lrs", "verbose")
+_NAMES = {
+    module: {name for kind in LORA_TYPES.values() if kind.module == module for _, name in kind.args}
+    for module in OWN_NETWORKS
+}
+_MORE = {"networks.dylora": (*dict(_BLOCKS), *dict(_DROP)), "networks.loha": (*dict(_BLOCKS), *_CHOICE)}
+_MORE["networks.lokr"] = _MORE["networks.loha"]
+OWN_ARGUMENTS: dict[str, frozenset[str]] = {
+    module: frozenset((*names, *_MORE.get(module, ()), "dropout")) for module, names in _NAMES.items()
+}
+"""Network module of this program -> the names that it takes among --network_args."""
+
 
 def Offers(key: str) -> Condition:
     """Holds where the chosen LoRA type has this setting."""

@@ -161,6 +161,9 @@ def refusal(settings: Settings, rank: int | None) -> tuple[str, str, str] | None
             f"With {algo}, bypassing the weights trains something else than what the file does when it is loaded.",
             "Switch bypass_mode off.",
         )
+    for key in ("rank_dropout", "module_dropout", "dropout"):
+        if not 0 <= (values[key] or 0) < 1:
+            return key, f"LyCORIS' {key} is {values[key]:g}, but must be 0 or more and below 1.", "Take 0.1 to 0.3."
     conv_rank = values["conv_dim"]
     if algo == "dylora":
         block = values["block_size"] or _DYLORA_BLOCK

@@ -12,6 +12,7 @@ _CURVES = ("cosine", "sine", "linear", "reverse_linear", "zeros")
 # how many numbers a list for blocks holds: Stable Diffusion 1 and 2, SDXL
 _BLOCKS = {False: 25, True: 23}
 _SIDE_BLOCKS = {False: 12, True: 9}
+_BLOCK_NUMBERS = {"block_dims": int, "block_alphas": float, "conv_block_dims": int, "conv_block_alphas": float}
 _MIDDLE_BLOCKS = {False: 1, True: 3}
 
 
@@ -99,6 +100,22 @@ def block_lists(values: Values) -> Finding | None:
     return None
 
 
+@rule("block_dims", "mid_lr_weight")
+def block_numbers(values: Values) -> Finding | None:
+    """Lists for blocks are made of numbers, those of rates may be a curve."""
+    for key, kind in _BLOCK_NUMBERS.items():
+        if values[key] and not all(_is(kind, item) for item in _numbers(values[key])):
+            whole = "whole numbers" if kind is int else "numbers"
+            return error(key, f"{key} must be {whole}, separated by commas.")
+    for key in ("down_lr_weight", "up_lr_weight", "mid_lr_weight"):
+        items = [] if not values[key] or _is_curve(values[key]) else _numbers(values[key])
+        alone = len(items) == 1 and key != "mid_lr_weight"
+        if alone or not all(_is(float, item) for item in items if item.strip()):
+            hint = "" if key == "mid_lr_weight" else f"Curves are {', '.join(_CURVES)}, also with +0.25 behind them."
+            return error(key, f"{key} must be numbers, separated by commas{', or a curve' if hint else ''}.", hint)
+    return None
+
+
 @rule("mid_lr_weight")
 def middle_rates(values: Values) -> Finding | None:
     """The middle of the U-Net is one block, or three in SDXL."""
@@ -170,6 +187,13 @@ def stabilised_rank_from_file(values: Values) -> Finding | None:
     return None
 
 
+def _is(kind: type[int] | type[float], text: str) -> bool:
+    try:
+        return math.isfinite(kind(text))
+    except ValueError:
+        return False
+
+
 def _is_curve(text: str) -> bool:
     return text.split("+")[0].strip() in _CURVES
 
@@ -179,6 +203,6 @@ def _numbers(text: str) -> list[str]:
 
 
 RULES: tuple[Rule, ...] = (
-    network_module, rank_from_file, merged_strengths, strong_alpha, block_lists, middle_rates, whole_units,
-    nothing_for_words, principal_start_from_file, principal_start_and_norms, stabilised_rank_from_file,
+    network_module, rank_from_file, merged_strengths, strong_alpha, block_lists, block_numbers, middle_rates,
+    whole_units, nothing_for_words, principal_start_from_file, principal_start_and_norms, stabilised_rank_from_file,
 )  # fmt: skip

@@ -1,6 +1,8 @@
 """Rules over settings that only one kind of network has."""
 
 from .finding import Finding, Rule, Values, error, rule
+from .loratypes import LYCORIS, OWN_ARGUMENTS
+from .suggest import nearest
 
 # The narrowest layers that OFT turns: everything in Stable Diffusion 1 and 2, and the convolutions of SDXL, has a
 # multiple of 320 outputs, the attention of SDXL a multiple of 640.
@@ -67,4 +69,32 @@ def factor_of_lokr(values: Values) -> Finding | None:
     return None
 
 
-RULES: tuple[Rule, ...] = (convolutions_of_dylora, blocks_of_oft, limit_of_oft, norms_of_oft, factor_of_lokr)
+@rule("network_module", "network_args")
+def known_arguments(values: Values) -> Finding | None:
+    """A network of this program takes the arguments that are written out."""
+    module = str(values["network_module"] or "").removeprefix("sd_scripts.")
+    known = OWN_ARGUMENTS.get(module, frozenset())
+    for item in values["network_args"] or [] if known else []:
+        name, equals, _ = str(item).partition("=")
+        if equals and name.strip() not in known:
+            hint = nearest(name.strip(), known) or f"It takes {', '.join(sorted(known))}."
+            return error("network_args", f"{module} does not know {name.strip()[:80]}.", hint)
+    return None
+
+
+@rule("network_module", "network_dropout")
+def something_left(values: Values) -> Finding | None:
+    """A chance of 1 leaves out everything."""
+    # Those of LyCORIS are looked at with its other arguments.
+    others = () if values["network_module"] == LYCORIS else ("rank_dropout", "module_dropout")
+    for key in ("network_dropout", *others):
+        if (values.get(key) or 0) >= 1:
+            return error(
+                key, "A chance of 1 leaves out everything in every step, so nothing is learned.", "Take 0.1 to 0.3."
+            )
+    return None
+
+
+RULES: tuple[Rule, ...] = (
+    convolutions_of_dylora, blocks_of_oft, limit_of_oft, norms_of_oft, factor_of_lokr, known_arguments, something_left,
+)  # fmt: skip

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from sd_scripts.methods.network import NetworkMethod
 from sd_scripts.networks.plugin import load_plugin
 from sd_scripts.schema.errors import UserError
+from sd_scripts.schema.loratypes import OWN_ARGUMENTS, OWN_NETWORKS
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,18 @@ def test_layers_that_oft_takes_by_its_switches(bases: Bases) -> None:
 
     assert [count(enable_all_linear=word) for word in ("False", "True")] == [128, 192]
     assert count(enable_all_linear="true", enable_conv="1") == 278
+
+
+@pytest.mark.parametrize("module", OWN_NETWORKS)
+def test_the_rules_know_what_each_network_takes(module: str) -> None:
+    every = {"algo"}.union(*OWN_ARGUMENTS.values())
+    refused = set()
+    for name in every:
+        try:
+            load_plugin(module).create_network(1.0, 4, 1.0, None, None, None, **{name: "1"})
+        except UserError as problem:
+            refused |= {name} if "does not know" in problem.message else set()
+    assert refused == every - OWN_ARGUMENTS[module]
 
 
 def group_names(made: NetworkMethod) -> list[tuple[str, float | None]]:

@@ -167,9 +167,7 @@ def _lora(tensors: Mapping[str, Tensor], weight: Tensor, multiplier: float) -> T
         from sd_scripts.networks.changes_lycoris import weight_decomposed
 
         plain = {name: value for name, value in tensors.items() if name != DORA}
-        whole = weight_decomposed(weight, _lora(plain, weight, 1.0), tensors[DORA].to(weight), 1.0)
-        # Straight from the base to the whole, as networks.lora and the programs that draw do it: 0 changes nothing.
-        return weight + (whole - weight) * multiplier
+        return weight_decomposed(weight, _lora(plain, weight, 1.0), tensors[DORA], multiplier)
     return add_lora(tensors, weight.clone(memory_format=torch.contiguous_format), multiplier)
 
 

@@ -36,14 +36,16 @@ def weight_decomposed(weight: Tensor, changed: Tensor, dora_scale: Tensor, multi
         weight: the layer's own weight; gives the type of the result.
         changed: the weight with the whole change of the other tensors added, whatever the multiplier.
         dora_scale: trained lengths, [out, 1, ...] for rows or [1, in, ...] for columns.
-        multiplier: how much of the stretching is done; LyCORIS applies it to nothing else.
+        multiplier: how far to go on the straight line from `weight` to that, as the programs that draw do it: 0 changes
+            nothing. (LyCORIS' own forward applies it to the stretching alone, so that 0 still changes something.)
     """
     lengths, full = dora_scale.to(weight), changed.to(weight)
     of_rows = lengths.shape[0] == full.shape[0]
     axes = [axis for axis in range(full.dim()) if axis != (0 if of_rows else 1)]
     norms = full.square().sum(dim=axes, keepdim=True).sqrt() + torch.finfo(full.dtype).eps
     shape = [full.shape[axis] if axis not in axes else 1 for axis in range(full.dim())]
-    return full * (1 + multiplier * (lengths.reshape(shape) / norms - 1))
+    whole = full * (lengths.reshape(shape) / norms)
+    return whole if multiplier == 1 else weight + (whole - weight) * multiplier
 
 
 def _added(tensors: Tensors, weight: Tensor, change: Tensor, multiplier: float) -> Tensor:

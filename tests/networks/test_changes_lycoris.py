@@ -97,7 +97,11 @@ def test_the_change_is_what_lycoris_computes(kind: str, options: dict[str, Any])
         tensors = {name: value.detach().clone() for name, value in state.items() if value is not None}
         plain = layer(x)
         for multiplier in MULTIPLIERS:
-            wanted = with_multiplier(made, layer, x, multiplier)
+            if options.get("weight_decompose"):
+                # on the straight line to the whole; LyCORIS applies the multiplier to the stretching alone
+                wanted = plain + multiplier * (with_multiplier(made, layer, x, 1.0) - plain)
+            else:
+                wanted = with_multiplier(made, layer, x, multiplier)
             weight, bias = changed(tensors, layer.weight, layer.bias, multiplier, kind)
             assert weight.dtype == dtype and weight.shape == layer.weight.shape
             values = {"weight": weight} | ({} if bias is None else {"bias": bias})

@@ -34,8 +34,8 @@ def _preset(
     }
 
 
-# On SDXL none of the U-Net's names exists, so that only the modules count: programs that load such files, diffusers
-# among them, refuse the first and last layers and the embeddings of SDXL.
+# On SDXL none of the U-Net's names exists in kohya's spelling, so that only the modules count and the first and last
+# layers and the embeddings stay out, as with LyCORIS on sd-scripts.
 _TABLES: Mapping[str, Mapping[str, Any]] = {
     "full": _preset(_TRANSFORMER + _CONVOLUTIONS, _ENDS + _TIME, _TEXT, True),
     "full-lin": _preset([*_TRANSFORMER, "ResnetBlock2D"], _TIME, _TEXT, False),

@@ -88,7 +88,7 @@ def test_a_preset_trains_what_its_name_says(version: str, preset: str) -> None:
 
 
 def test_full_is_everything_that_has_a_weight_to_multiply_with() -> None:
-    """Of SDXL the first and last layers and the embeddings are left out: diffusers refuses files that hold them."""
+    """Of SDXL the first and last layers and the embeddings are left out, whose names are others there."""
     for version in COUNTS:
         unet, _ = trees(version)
         every = {

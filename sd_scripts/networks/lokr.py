@@ -154,7 +154,7 @@ class LoKrModule(ChangeModule):
         if settings is not None:
             pieces = x.reshape(x.shape[0] * c, -1, *x.shape[2:])
             inner = F.conv2d(pieces, self._large().to(x.dtype), None, *settings)
-            mixed = torch.matmul(small, inner.view(x.shape[0], c, -1))
+            mixed = torch.matmul(small, inner.reshape(x.shape[0], c, -1))
             return mixed.view(x.shape[0], -1, *inner.shape[2:])
         inner = self._through_large(x.reshape(*x.shape[:-1], c, -1))
         return F.linear(inner.mT, small).mT.reshape(*x.shape[:-1], -1)

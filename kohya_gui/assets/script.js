@@ -124,11 +124,15 @@
     while (!K.bridge.utilities) await pause();
     if (button) button.disabled = true;
     const asked = { ...data, form: tab, contents: K.values[tab] };
-    const turn = data.do === 'follow' ? turns[tab] : (turns[tab] = (turns[tab] ?? 0) + 1);
-    if (data.do !== 'follow') after(tab, 0, () => {}); // what a button says of the fields is newer than a look at them
+    const clicked = /^(start|dry|undo)$/.test(data.do), stop = () => {};
+    if (clicked) { // its answer stays: no look at the fields and no job that goes on takes its place
+      turns[tab] = (turns[tab] ?? 0) + 1;
+      [tab, `${tab} job`].forEach((name) => after(name, 0, stop));
+    }
+    const turn = turns[tab], quiet = /^(look|follow)$/.test(data.do);
     const answer = await K.bridge.utilities.server.act(asked).catch(() => null); // the page may have gone away
     if (button) button.disabled = false;
-    if (data.do !== 'look' || turn === turns[tab]) K.receive(answer?.form ?? tab, answer);
+    if (!quiet || turn === turns[tab]) K.receive(answer?.form ?? tab, answer);
   };
   K.grid = (element) => fields(element, ...element.closest('.block').id.split('-grid-'));
   const fields = (element, tab, number) => {

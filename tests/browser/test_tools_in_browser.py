@@ -98,6 +98,13 @@ def test_from_two_networks_to_a_verified_and_labelled_one(visit: Visit, networks
     row = visit.job("Merge LoRA both.safetensors")
     expect(row).to_contain_text("done")
     expect(row.locator("a", has_text="Download")).to_be_visible()
+    # a result is a whole sentence with a path in it; it does not push the buttons out of sight
+    assert (
+        page.evaluate(
+            "(({scrollWidth, clientWidth}) => scrollWidth - clientWidth)(document.querySelector('#jobs-table'))"
+        )
+        <= 0
+    )
     row.get_by_text("Edit").click()
     expect(page.locator("#tool_merge_lora-ratio_b .k-in")).to_have_value("0.4")
     page.click("#tool_merge_lora-undo")

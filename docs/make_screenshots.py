@@ -24,15 +24,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parent.parent
 QUALITY = 82
 PATIENCE = 300_000
 expect.set_options(timeout=60_000)
 TRAINING = ("dreambooth", "lora", "textual_inversion", "finetune", "controlnet", "lllite")
-OTHERS = ("utilities", "jobs", "settings", "about")
+OTHERS = ("utilities", "lora_tools", "jobs", "settings", "about")
 # Beside the light pictures of 1280 pixels: tab -> width and scheme of a second one.
 SECOND = {"lora": (1280, "dark"), "jobs": (1280, "dark"), "dreambooth": (800, "light")}
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
@@ -82,6 +84,11 @@ def visit(browser: Browser, url: str, width: int = 1280, scheme: Any = "light") 
 
 
 def open_tab(page: Page, tab: str) -> None:
+    if tab == "lora_tools":
+        page.click("#top-utilities-button")
+        page.click("#utilities-lora_tools-button")
+        page.click("#utilities-merge_lora-button")
+        return
     page.click(f"#top-{tab}-button")
     if tab in TRAINING:
         expect(page.locator(f"#{tab}-verdict")).to_contain_text(".")
@@ -107,6 +114,20 @@ def fill(page: Page, tab: str, demo: dict[str, Any]) -> None:
         texts |= {"token_string": "ohwx", "init_word": "shape"}
     for key, text in texts.items():
         page.fill(f"#{tab}-{key} .k-in", text)
+    page.wait_for_timeout(1500)
+
+
+def merge(page: Page, demo: dict[str, Any]) -> None:
+    """Two small LoRA files in the form that merges them, and what would come of it."""
+    folder = Path(demo["output_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    layer = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    for slot, name, ratio in (("a", "my_cat", "0.8"), ("b", "ink_style", "0.5")):
+        made = {f"{layer}.lora_down.weight": torch.ones(16, 768), f"{layer}.lora_up.weight": torch.ones(640, 16)}
+        save_file(made | {f"{layer}.alpha": torch.tensor(8.0)}, str(folder / f"{name}.safetensors"))
+        page.fill(f"#tool_merge_lora-lora_{slot}_model .k-in", str(folder / f"{name}.safetensors"))
+        page.fill(f"#tool_merge_lora-ratio_{slot} .k-in", ratio)
+    page.fill("#tool_merge_lora-save_to .k-in", str(folder / "cat_in_ink"))
     page.wait_for_timeout(1500)
 
 
@@ -141,6 +162,8 @@ def take_all(browser: Browser, url: str, demo: dict[str, Any], to: Path, only: s
         open_tab(page, tab)
         if tab in TRAINING:
             fill(page, tab, demo)
+        if tab == "lora_tools":
+            merge(page, demo)
         take(page, to / f"{tab}.webp")
     for tab in [each for each in SECOND if each in only]:
         width, scheme = SECOND[tab]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sd_scripts.networks.arguments import given_weights
 from sd_scripts.networks.base import read_weights
 from sd_scripts.networks.hashes import with_hashes
 from sd_scripts.networks.lora_arguments import (
@@ -366,10 +367,7 @@ def create_network_from_weights(
 
     Training arguments among `kwargs` (dropouts, LoRA+, block weights) keep their effect.
     """
-    if weights_sd is None:
-        if file is None:
-            raise ValueError("either a file or its weights are needed")
-        weights_sd = read_weights(file)
+    weights_sd = given_weights(file, weights_sd)
     refuse_other_kinds(weights_sd, file, with_lengths=True)
     in_file = sizes_in(weights_sd)
     if not in_file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sd_scripts.networks.arguments import checked, switch
 from sd_scripts.networks.lora_blocks import BlockPlan, block_index, block_plan, lr_weights, without_silent_blocks
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.networkargs import START_WEIGHTS
@@ -35,7 +35,6 @@ _KINDS = ("dora_wd", "rs_lora", "init_lora_weights")
 KNOWN = (
     "conv_dim", "down_lr_weight", "mid_lr_weight", "up_lr_weight", "dropout", *_NUMBERS, *_BLOCK_SIZES, *_KINDS,
 )  # fmt: skip
-_SWITCH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False, "none": False}
 
 
 @dataclass(frozen=True)
@@ -138,30 +137,10 @@ def _number(arguments: Mapping[str, Any], key: str, whole: bool = False) -> Any:
         raise UserError(f"network_args {key} must be {kind}, not '{value}'.", key) from error
 
 
-def _check_keys(arguments: Mapping[str, Any]) -> None:
-    for key in arguments:
-        if key in KNOWN:
-            continue
-        near = difflib.get_close_matches(key, KNOWN, 1)
-        raise UserError(
-            f"network_args has '{key}', which networks.lora does not know.",
-            key,
-            hint=f"Did you mean {near[0]}?" if near else f"Known: {', '.join(sorted(KNOWN))}.",
-        )
-
-
 def _probability(value: float | None, key: str) -> float | None:
     if value is not None and not 0 <= value < 1:
         raise UserError(f"{key} must be at least 0 and below 1, not {value}.", key)
     return value
-
-
-def switch(arguments: Mapping[str, Any], key: str) -> bool:
-    """A switch of `network_args`; not given is off. Raises UserError for what is neither true nor false."""
-    text = str(arguments.get(key, "")).strip().lower()
-    if text not in _SWITCH:
-        raise UserError(f"network_args {key} must be True or False, not '{arguments[key]}'.", key)
-    return _SWITCH[text]
 
 
 def _read_kind(arguments: Mapping[str, Any]) -> LoRAKind:
@@ -197,7 +176,7 @@ def read_arguments(
 
     Raises UserError that names the argument and what it takes.
     """
-    _check_keys(arguments)
+    checked(arguments, "networks.lora", KNOWN)
     if arguments.get("dropout") is not None and neuron_dropout is None:
         logger.warning("networks.lora takes its dropout from network_dropout; network_args dropout has no effect.")
     dim = DEFAULT_DIM if dim is None else int(dim)

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from sd_scripts.networks.lora_module import stored_alpha
 from sd_scripts.networks.lycoris_modules import Limited, Mended, balanced, dropped, kept_rows, no_dropout, wide
 
 # What LyCORIS hands over by position, after the name and the layer: strength, rank, alpha, three dropouts, Tucker.
@@ -174,7 +175,8 @@ class DyLoRA(Limited):
             for number, block in enumerate(whole.flatten(1).split(cast(Any, self).block_size, dim=axis)):
                 state_dict[f"{prefix}{name}_list.{number}"] = block
             if name == "up" and f"{prefix}alpha" in state_dict:
-                state_dict[f"{prefix}alpha"] = state_dict[f"{prefix}alpha"] / cast(Any, self).block_size
+                alpha = stored_alpha(state_dict[f"{prefix}alpha"], whole.shape[1])
+                state_dict[f"{prefix}alpha"] = torch.tensor(alpha / cast(Any, self).block_size)
 
     def follow_alpha(self) -> None:
         """DyLoRA reads its alpha every time."""

@@ -310,21 +310,27 @@ def test_two_text_encoders_have_names_and_rates_of_their_own() -> None:
     assert not any(p.requires_grad for lora in plugin.module.unet_loras for p in lora.parameters())
 
 
-def test_a_file_without_alpha_counts_its_rank(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("algo", "settings"), [("locon", {}), ("dylora", {"block_size": "1"})])
+def test_a_file_without_alpha_counts_its_rank(algo: str, settings: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     toy = Toy()
-    plugin = made(toy, "locon", {})
+    plugin = made(toy, algo, settings)
     trained(plugin, lambda: toy(X))
     plugin.save(path, None, None)
-    for lora in plugin.module.loras:
-        lora.scale = 1.0
-    plugin.module.eval()
-    save_file({key: value for key, value in load_file(path).items() if not key.endswith("alpha")}, path)
-    again = Toy()
-    plugin = made(again, "locon", {})
-    plugin.load(path)
-    plugin.module.eval()
-    torch.testing.assert_close(again(X), toy(X), rtol=1e-5, atol=1e-6)
+    tensors = load_file(path)
+    alphas = {key: value for key, value in tensors.items() if key.endswith("alpha")}
+    ranks = {key: torch.tensor(2.0) for key in alphas}
+    results = []
+    for alpha in (ranks, {key: torch.tensor(0.0) for key in alphas}, {}):
+        save_file({key: value for key, value in tensors.items() if key not in alphas} | alpha, path)
+        again = Toy()
+        plugin = made(again, algo, settings)
+        plugin.load(path)
+        plugin.module.eval()
+        results.append(again(X))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(results[0], Toy()(X), atol=1e-4)
 
 
 def test_what_stretches_whole_rows_is_never_rounded(tmp_path: Path) -> None:

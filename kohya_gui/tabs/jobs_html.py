@@ -111,7 +111,7 @@ def _progress(view: JobView, words: Words) -> str:
     if view.state == "waiting":
         return f'<span class="k-quiet">{words("number {n} in the queue", n=view.position or 1)}</span>'
     if view.tool and not view.running:
-        return f'<span class="k-quiet">{escape(view.end_reason)}</span>' if view.state == "done" else ""
+        return f'<span class="k-quiet">{escape(words.said(view.end_reason))}</span>' if view.state == "done" else ""
     if view.state == "starting" or (view.running and not view.step):
         bar = meter(view) if view.tool and view.phase_of else ""
         counted = f" {view.phase_done:,} / {view.phase_of:,}" if view.phase_of and view.phase_done is not None else ""
@@ -134,7 +134,7 @@ def _state(view: JobView, words: Words) -> str:
 
 def row(view: JobView, chosen: bool, words: Words) -> str:
     """One line of the table."""
-    said = f'<span class="k-cause">{escape(view.error)}</span>' if view.error else ""
+    said = f'<span class="k-cause">{escape(words.said(view.error))}</span>' if view.error else ""
     left = duration(view.eta) if view.running else ""
     mark = ' class="k-chosen"' if chosen else ""
     began = time.strftime("%d %b, %H:%M", time.localtime(view.created))
@@ -182,7 +182,8 @@ def status(views: Sequence[JobView], words: Words) -> str:
 def curves(view: JobView, found: Curves, kind: str, words: Words, found_by_tool: str = "") -> str:
     """The chart card; a tool has no curve, but a sentence, and what it found."""
     if view.tool:
-        text = escape(view.end_reason if view.state == "done" else view.error) or words("Nothing to show yet.")
+        said = view.end_reason if view.state == "done" else view.error
+        text = escape(words.said(said)) or words("Nothing to show yet.")
         return f'<h2 class="k-of-tool">{escape(view.name)}</h2><p class="k-quiet k-empty">{text}</p>{found_by_tool}'
     best = min(found.validation, key=lambda point: point[1], default=None)
     if kind == "rates":
@@ -295,7 +296,9 @@ def away(views: Sequence[JobView], since: float, words: Words) -> str:
         said = words("finished, {steps}", steps=steps) if view.state == "done" else words(view.state)
         if view.tool and view.state == "done":
             said = words("finished")
-        parts.append(f"{escape(view.name)} {escape(said)}" + (f" ({escape(view.error)})" if view.error else ""))
+        parts.append(
+            f"{escape(view.name)} {escape(said)}" + (f" ({escape(words.said(view.error))})" if view.error else "")
+        )
     more = words("and {n} more", n=len(ended) - MOST_AWAY) if len(ended) > MOST_AWAY else ""
     text = "; ".join([*parts, *([more] if more else [])])
     jobs = f'<button class="k-link" data-top="jobs">{words("Look at the jobs")}</button>'
@@ -332,4 +335,5 @@ def why(view: JobView, spec: Mapping[str, Any], tail: str, words: Words) -> str:
     del spec
     warnings = "".join(f"<li>{escape(str(item.get('message', '')))}</li>" for item in view.warnings[-5:])
     listed = f"<h3>{words('Warnings before')}</h3><ul>{warnings}</ul>" if warnings else ""
-    return f"<p><b>{escape(view.error)}</b></p><p>{escape(view.hint)}</p>{listed}<pre>{escape(tail)}</pre>"
+    error, hint = escape(words.said(view.error)), escape(words.said(view.hint))
+    return f"<p><b>{error}</b></p><p>{hint}</p>{listed}<pre>{escape(tail)}</pre>"

@@ -101,9 +101,9 @@ def progress(view: JobView, words: Words) -> str:
         counted = f" {view.phase_done:,} / {view.phase_of:,}" if view.phase_of and view.phase_done is not None else ""
         text, kind = words(view.phase or "starting") + counted, ""
     elif view.state == "done":
-        text, kind = view.end_reason or words("done"), "good"
+        text, kind = words.said(view.end_reason) or words("done"), "good"
     elif view.error:
-        text, kind = f"{view.error} {view.hint}".strip(), "error"
+        text, kind = f"{words.said(view.error)} {words.said(view.hint)}".strip(), "error"
     else:
         text, kind = words(view.state), ""
     mark = f" k-say-{kind}" if kind else ""

@@ -7,6 +7,7 @@ from kohya_gui.job_log import Sample
 from kohya_gui.job_view import JobView
 from kohya_gui.localization import Words
 from kohya_gui.tabs import jobs_html
+from kohya_gui.tabs.tool_panel import progress
 
 WORDS = Words({})
 
@@ -60,3 +61,11 @@ def test_only_a_job_with_something_saved_can_be_resumed() -> None:
     for saved in ({"resume_from": "/o/cat-000010-state"}, {"initial_step": 5}):
         assert 'data-do="resume"' in jobs_html.row(job(**gone, **saved), False, WORDS)
     assert 'data-do="again"' in jobs_html.row(job(**gone), False, WORDS)
+
+
+def test_a_cause_is_said_in_the_readers_language() -> None:
+    words = Words({"{0} is there already.": "{0} ist schon da.", "Choose another name.": "Anders nennen."}, "de")
+    view = job(state="failed", tool=True, error="a.safetensors is there already.", hint="Choose another name.")
+    assert "a.safetensors ist schon da." in jobs_html.row(view, False, words)
+    assert "ist schon da. Anders nennen." in progress(view, words)
+    assert "Anders nennen." in jobs_html.why(view, {}, "", words)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import UserError
-from .suggest import nearest
+from .suggest import near
 
 ALGORITHMS = (
     "lora", "locon", "loha", "lokr", "ia3", "dylora", "glora", "diag-oft", "boft", "full", "tlora",
@@ -103,8 +103,9 @@ def _number(key: str, value: Any) -> float | int | None:
         if number != int(number):
             raise ValueError(text)
     except (ValueError, OverflowError) as error:
-        kind = "whole number" if key in _WHOLE else "number"
-        raise UserError(f"LyCORIS' {key} is '{value}', which is no {kind}.", "network_args") from error
+        whole = f"LyCORIS' {key} is '{value}', which is no whole number."
+        sentence = whole if key in _WHOLE else f"LyCORIS' {key} is '{value}', which is no number."
+        raise UserError(sentence, "network_args") from error
     return int(number)
 
 
@@ -116,8 +117,7 @@ def read_settings(arguments: Mapping[str, Any]) -> Settings:
     """
     algo = str(arguments.get("algo") or "lora").lower()
     if algo not in ALGORITHMS:
-        hint = f"{nearest(algo, ALGORITHMS)} It has: {', '.join(ALGORITHMS)}.".strip()
-        raise UserError(f"LyCORIS has no algo '{algo}'.", "network_args", hint)
+        raise UserError(f"LyCORIS has no algo '{algo}'.", "network_args", f"It has: {', '.join(ALGORITHMS)}.")
     values: dict[str, Any] = dict.fromkeys(_SWITCHES, False) | dict.fromkeys(_NUMBERS) | dict(_DEFAULTS)
     given = set()
     for name, value in arguments.items():
@@ -174,7 +174,7 @@ def refusal(settings: Settings, rank: int | None) -> tuple[str, str, str] | None
         return (
             "preset",
             f"The algorithm tlora cannot train the convolutions of the preset {settings.preset}.",
-            f"Take {', '.join(PRESETS_WITHOUT_CONVOLUTIONS[:4])}.",
+            f"Choose one of the presets {', '.join(PRESETS_WITHOUT_CONVOLUTIONS[:4])}.",
         )
     return None
 
@@ -193,9 +193,9 @@ def remarks(settings: Settings, dropout: float | None) -> list[tuple[str, str]]:
     algo, values = settings.algo, settings.values
     found = [(key, f"LyCORIS' {algo} has no use for {key}.") for key in settings.ignored if key != "dropout"]
     for name in settings.unknown:
-        hint = nearest(name, [*_SWITCHES, *_NUMBERS])
-        guess = f" ({hint[0].lower()}{hint[1:]})" if hint else ""
-        found.append((name, f"LyCORIS does not know {name}{guess}."))
+        guess = near(name, [*_SWITCHES, *_NUMBERS])
+        known = f"LyCORIS does not know {name}; perhaps {guess} is meant."
+        found.append((name, known if guess else f"LyCORIS does not know {name}."))
     if (dropout or values["dropout"]) and not (values["bypass_mode"] and algo in _SWITCHES["bypass_mode"]):
         found.append(
             ("network_dropout", "LyCORIS applies network_dropout only with bypass_mode; take rank or module dropout.")

@@ -95,7 +95,8 @@ def lycoris_ignored(values: Values) -> Finding | None:
     found = [] if settings is None else remarks(settings, values["network_dropout"])
     if not found:
         return None
-    return warning(_key(values, found[0][0]), " ".join(sentence for _, sentence in found))
+    # the first alone, so that it can be said in other languages
+    return warning(_key(values, found[0][0]), found[0][1], " ".join(sentence for _, sentence in found[1:]))
 
 
 RULES: tuple[Rule, ...] = (lycoris_arguments, lycoris_refused, lycoris_norms, lycoris_ignored)

@@ -105,14 +105,17 @@ def block_numbers(values: Values) -> Finding | None:
     """Lists for blocks are made of numbers, those of rates may be a curve."""
     for key, kind in _BLOCK_NUMBERS.items():
         if values[key] and not all(_is(kind, item) for item in _numbers(values[key])):
-            whole = "whole numbers" if kind is int else "numbers"
-            return error(key, f"{key} must be {whole}, separated by commas.")
+            if kind is int:
+                return error(key, f"{key} must be whole numbers, separated by commas.")
+            return error(key, f"{key} must be numbers, separated by commas.")
     for key in ("down_lr_weight", "up_lr_weight", "mid_lr_weight"):
         items = [] if not values[key] or _is_curve(values[key]) else _numbers(values[key])
         alone = len(items) == 1 and key != "mid_lr_weight"
         if alone or not all(_is(float, item) for item in items if item.strip()):
-            hint = "" if key == "mid_lr_weight" else f"Curves are {', '.join(_CURVES)}, also with +0.25 behind them."
-            return error(key, f"{key} must be numbers, separated by commas{', or a curve' if hint else ''}.", hint)
+            if key == "mid_lr_weight":
+                return error(key, f"{key} must be numbers, separated by commas.")
+            hint = f"Curves are {', '.join(_CURVES)}, also with +0.25 behind them."
+            return error(key, f"{key} must be numbers, separated by commas, or a curve.", hint)
     return None
 
 

@@ -262,7 +262,7 @@ def test_a_file_of_dora_is_not_bypassed(tmp_path: Path) -> None:
 def test_what_does_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
     made(Toy(), "diag-oft", {"use_tucker": "True", "dora_wd": "1", "factr": "4", "train_norm": "no"})
     said = " ".join(record.getMessage() for record in caplog.records)
-    for text in ("no use for use_tucker", "no use for dora_wd", "does not know factr (did you mean factor?)"):
+    for text in ("no use for use_tucker", "no use for dora_wd", "does not know factr; perhaps factor is meant."):
         assert text in said
     assert "train_norm" not in said
 

@@ -121,7 +121,10 @@ class ResizeLoraOptions(ToolResizeLoraOptions):
     """Make a LoRA smaller: every layer's change, cut to a rank."""
 
     new_conv_rank: int | None = option(
-        None, "Rank of 3x3 convolutions; as the others if not given.", label="Desired rank of convolutions", minimum=1
+        None,
+        "Rank of convolutions, 1x1 ones, too; as the others if not given.",
+        label="Desired rank of convolutions",
+        minimum=1,
     )
 
 

@@ -22,7 +22,6 @@ from sd_scripts.networks.names import PEFT_TENSORS, TEXT_ENCODER_2, kohya_key, l
 from sd_scripts.schema.errors import UserError
 from sd_scripts.tensormap import MappedTensors, open_tensors
 
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 _OTHER_PREFIXES = ("oft_", "lycoris_")
 # Textual inversions that some programs put into the same file.

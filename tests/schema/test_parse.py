@@ -44,13 +44,13 @@ def test_defaults_and_given() -> None:
 
 def test_types_from_the_command_line() -> None:
     config = parsed(
-        "--learning_rate=1e-4", "--network_args", "conv_dim=4", "preset=full", "--text_encoder_lr", "5e-5", "1e-5",
+        "--learning_rate=1e-4", "--network_args", "conv_dim=4", "conv_alpha=2", "--text_encoder_lr", "5e-5", "1e-5",
         "--network_dim", "16", "--flip_aug", "--seed", str(2**32 - 1), "--base_weights_multiplier", "0.5",
         "--base_weights", "a b.safetensors", "--output_name=-dash", "--adaptive_noise_scale=-0.01",
         "--noise_offset", "0.1",
     )  # fmt: skip
     assert config.optimizer.learning_rate == 1e-4
-    assert config.network.network_args == ["conv_dim=4", "preset=full"]
+    assert config.network.network_args == ["conv_dim=4", "conv_alpha=2"]
     assert config.optimizer.text_encoder_lr == [5e-5, 1e-5]
     assert config.network.network_dim == 16
     assert config.dataset.flip_aug is True
@@ -236,7 +236,7 @@ def test_all_problems_at_once() -> None:
 
 def test_output_config_writes_what_differs_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "made"
-    argv = ["--config_file", str(target), "--output_config", "--network_args", 'name="a b"', "--flip_aug",
+    argv = ["--config_file", str(target), "--output_config", "--network_args", 'down_lr_weight="cosine +.25"', "--flip_aug",
             "--learning_rate", "1e-4", "--max_train_steps", "1600", "--wandb_api_key", "secret",
             "--output_name", "Ä \" x"]  # fmt: skip
     with pytest.raises(SystemExit) as left:
@@ -245,7 +245,7 @@ def test_output_config_writes_what_differs_and_ends(tmp_path: Path, capsys: pyte
     text = (tmp_path / "made.toml").read_text(encoding="utf-8")
     assert "secret" not in text and "max_train_steps" not in text and "config_file" not in text
     config = parse("train_network", ["--config_file", str(target)])
-    assert config.network.network_args == ['name="a b"']
+    assert config.network.network_args == ['down_lr_weight="cosine +.25"']
     assert config.saving.output_name == 'Ä " x'
     assert config.optimizer.learning_rate == 1e-4
     assert "made.toml" in capsys.readouterr().out

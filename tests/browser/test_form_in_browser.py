@@ -46,8 +46,10 @@ def test_fields_appear_with_the_choice_they_belong_to(visit: Visit) -> None:
     page.click("#lora-view label:nth-of-type(2)")
     page.select_option("#lora-LoRA_type select", "LyCORIS/LoKr")
     page.click("#lora-page-parameters-button")
-    page.locator(".k-group .label-wrap", has_text="LyCORIS").click()
+    for group in ("Network", "LyCORIS"):
+        page.locator("#lora-page-parameters .k-group .label-wrap", has_text=group).click()
     expect(page.locator("#lora-factor")).to_be_visible()
+    expect(page.locator("#lora-decompose_both")).to_be_visible()
     expect(page.locator("#lora-train_on_input")).to_be_hidden()
 
 

@@ -237,7 +237,8 @@ def test_all_problems_at_once() -> None:
 def test_output_config_writes_what_differs_and_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "made"
     argv = ["--config_file", str(target), "--output_config", "--flip_aug",
-            "--network_args", 'down_lr_weight="cosine +.25"', "--learning_rate", "1e-4", "--max_train_steps", "1600", "--wandb_api_key", "secret",
+            "--network_args", 'down_lr_weight="cosine +.25"', "--learning_rate", "1e-4",
+            "--max_train_steps", "1600", "--wandb_api_key", "secret",
             "--output_name", "Ä \" x"]  # fmt: skip
     with pytest.raises(SystemExit) as left:
         parsed(*argv)

@@ -105,35 +105,45 @@ class MappedTensors(ABC):
         self.close()
 
 
+def unreadable(path: Path, reason: object, key: str | None) -> UserError:
+    """The sentence for a .safetensors file that cannot be read."""
+    return UserError(f"{path} cannot be read as safetensors: {reason}.", key, "Download or copy the file again.")
+
+
+def checked_header(path: Path, key: str | None) -> tuple[Header, dict[str, torch.dtype]]:
+    """The header of a .safetensors file, and the type of each tensor.
+
+    Raises:
+        UserError: the file cannot be read, or its tensors do not fill the places that the header gives them.
+    """
+    try:
+        header = read_safetensors_header(path)
+    except (HeaderError, OSError) as error:
+        raise unreadable(path, error, key) from error
+    types = {}
+    for name, kind in header.dtypes.items():
+        if kind not in DTYPES:
+            raise unreadable(path, f"{name} is of type {kind}, which is not known here", key)
+        if prod(header.shapes[name]) * DTYPES[kind].itemsize != header.places[name][1]:
+            raise unreadable(path, "its header is damaged", key)
+        types[name] = DTYPES[kind]
+    return header, types
+
+
 class _Safetensors(MappedTensors):
     def __init__(self, path: Path, key: str | None) -> None:
         self.path = path
-        self._key = key
+        header, self.dtypes = checked_header(path, key)
         try:
-            header = read_safetensors_header(path)
             # A private map: the file is open for reading only, and torch takes no read-only memory without a warning.
             with open(path, "rb") as handle:
                 self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
-        except (HeaderError, OSError, ValueError) as error:
-            raise self._unreadable(error) from error
+        except (OSError, ValueError) as error:
+            raise unreadable(path, error, key) from error
         self.metadata = header.metadata
         self._places = header.places
         self.names = sorted(header.shapes, key=lambda name: header.places[name])
         self.shapes = header.shapes
-        self.dtypes = {name: self._type(name, header) for name in self.names}
-
-    def _unreadable(self, reason: object) -> UserError:
-        return UserError(
-            f"{self.path} cannot be read as safetensors: {reason}.", self._key, "Download or copy the file again."
-        )
-
-    def _type(self, name: str, header: Header) -> torch.dtype:
-        kind = header.dtypes[name]
-        if kind not in DTYPES:
-            raise self._unreadable(f"{name} is of type {kind}, which is not known here")
-        if prod(header.shapes[name]) * DTYPES[kind].itemsize != header.places[name][1]:
-            raise self._unreadable("its header is damaged")
-        return DTYPES[kind]
 
     def get(self, name: str) -> Tensor:
         start, length = self._places[name]

@@ -10,15 +10,13 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import FileIO
-from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sd_scripts.schema.errors import UserError
-from sd_scripts.schema.headers import Header, HeaderError, read_safetensors_header
-from sd_scripts.tensormap import DTYPES, PICKLES, count_of, read_pickle, tensors_of
+from sd_scripts.tensormap import PICKLES, checked_header, count_of, read_pickle, tensors_of, unreadable
 
 KEY = "pretrained_model_name_or_path"
 
@@ -58,28 +56,12 @@ Opener = Callable[[Path, str | None], Weights]
 class _Safetensors(Weights):
     def __init__(self, path: Path, key: str | None) -> None:
         self._path, self._key = path, key
-        try:
-            header = read_safetensors_header(path)
-        except (HeaderError, OSError) as error:
-            raise self._unreadable(error) from error
+        header, self._types = checked_header(path, key)
         self.shapes = header.shapes
-        self._types = {name: self._type(name, header) for name in header.shapes}
         self._places = header.places
 
-    def _type(self, name: str, header: Header) -> torch.dtype:
-        kind = header.dtypes[name]
-        if kind not in DTYPES:
-            raise self._unreadable(f"{name} is of type {kind}, which is not known here")
-        if prod(header.shapes[name]) * DTYPES[kind].itemsize != header.places[name][1]:
-            raise self._unreadable("its header is damaged")
-        return DTYPES[kind]
-
     def _unreadable(self, reason: object) -> UserError:
-        return UserError(
-            f"{self._path} cannot be read as safetensors: {reason}.",
-            key=self._key,
-            hint="Download or copy the file again.",
-        )
+        return unreadable(self._path, reason, self._key)
 
     def take(self, names: Iterable[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         # In the order of the file: a disk reads on at its full speed.

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from sd_scripts.models.loading import load_sdxl
 from sd_scripts.models.tiny import build_tiny
-from sd_scripts.models.weights import DTYPES, open_part, open_weights, read_weights
+from sd_scripts.models.weights import open_part, open_weights, read_weights
 from sd_scripts.schema.errors import UserError
 from sd_scripts.schema.model import ModelOptions
+from sd_scripts.tensormap import DTYPES
 
 
 def sample(path: Path) -> Path:
